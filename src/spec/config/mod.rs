@@ -1,0 +1,675 @@
+//! `RunConfig`: everything that a run is told, complete and typed.
+//!
+//! The written form (YAML, nearly all optional) is read by [`written`], made typed by [`RunConfig::from_written`] and saved
+//! whole with the run. Every field below is seen by the leaf of the code that uses it, which records a *fact* under the
+//! same key path; the test that swaps each key in turn and watches its fact change is `tests/configuration.rs`.
+
+mod de;
+mod model;
+mod rope;
+pub mod written;
+
+pub use de::{from_written, nearest};
+pub use model::ModelConfig;
+pub use rope::{RopeParameters, RopeType};
+
+use crate::units::{Bytes, Tokens};
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use written::Written;
+
+/// The complete configuration of one run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    pub model: ModelSection,
+    #[serde(default)]
+    pub tokenizer: TokenizerSection,
+    pub data: DataSection,
+    pub train: TrainSection,
+    #[serde(default)]
+    pub eval: EvalSection,
+    #[serde(default)]
+    pub run: RunSection,
+}
+
+/// The model: a folder or file of weights, or a shape to initialise at random.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A Hugging Face folder, a checkpoint of fathom, or a `.gguf` file. Relative paths start at the folder fathom is run in.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// The shape of a model to initialise at random, with the field names of Hugging Face's `config.json`.
+    #[serde(default)]
+    pub config: Option<ModelConfig>,
+    /// `pretrained` reads the weights of `path`; `random` takes only its shape.
+    #[serde(default)]
+    pub weights: Weights,
+    /// Replaces the model's own RoPE; what is not given (`rope_theta`) stays the model's.
+    #[serde(default)]
+    pub rope_parameters: Option<RopeParameters>,
+    /// The type that the forward and backward compute in.
+    #[serde(default)]
+    pub dtype: Dtype,
+    #[serde(default)]
+    pub attention: Attention,
+    /// Lifts the model's limit on the sequence length.
+    #[serde(default)]
+    pub max_position_embeddings: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    #[default]
+    Pretrained,
+    Random,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    #[default]
+    Float32,
+    Bfloat16,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Float32 => "float32",
+            Dtype::Bfloat16 => "bfloat16",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// LibTorch's fused scaled-dot-product attention; which kernel it chose is a fact of the run.
+    #[default]
+    Sdpa,
+    /// The scores in full, `[N, T, T]`: for comparison.
+    Eager,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerSection {
+    /// A folder, a `tokenizer.json`, a `.gguf` file, or the word `bytes`; the model's own when not given.
+    #[serde(default)]
+    pub path: Option<String>,
+}
+
+/// Documents and how they become blocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// A folder, a glob or a `.tgz` of text files, one document a file; or the word `random`, for documents of random
+    /// tokens, one a block: memory and speed do not depend on what the tokens say.
+    pub corpus: String,
+    /// Name of a split -> patterns of file names. `train`, when not given, is every document in no other split.
+    #[serde(default)]
+    pub splits: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub packing: Packing,
+    /// Blocks shorter than this many tokens are dropped, and counted.
+    #[serde(default = "default_min_length")]
+    pub min_length: usize,
+    /// Begin each document with the tokenizer's BOS, where it has one.
+    #[serde(default = "yes")]
+    pub add_bos: bool,
+    /// End each document with the tokenizer's EOS, where it has one.
+    #[serde(default = "yes")]
+    pub add_eos: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Documents back to back; every block but the last is full.
+    #[default]
+    Greedy,
+    /// Documents into the fullest block that still has room.
+    BestFit,
+    /// Documents into the first block that has room.
+    FirstFit,
+    /// One document a block.
+    Unpacked,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Tokens a block.
+    pub sequence_length: usize,
+    /// The budget: training ends with the step that reaches it.
+    pub total_tokens: Tokens,
+    /// Ends training earlier, after this many optimizer steps.
+    #[serde(default)]
+    pub max_steps: Option<u64>,
+    /// Blocks in one forward.
+    #[serde(default = "one")]
+    pub micro_batch_size: usize,
+    /// Forwards in one optimizer step.
+    #[serde(default = "one")]
+    pub gradient_accumulation_steps: usize,
+    pub learning_rate: f64,
+    #[serde(default)]
+    pub schedule: Schedule,
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// Clips the global L2 norm of the gradients; `null` leaves them as they are.
+    #[serde(default = "default_max_grad_norm")]
+    pub max_grad_norm: Option<f64>,
+    /// The type that the weights and gradients are kept in. With `dtype: bfloat16`, float32 weights are cast for each use.
+    #[serde(default)]
+    pub weights_dtype: Dtype,
+    /// Positions whose logits exist at one time. (Elsewhere called the chunk size of a chunked cross-entropy.)
+    #[serde(default = "default_loss_tile_tokens")]
+    pub loss_tile_tokens: usize,
+    /// Recompute each layer in the backward instead of keeping its activations.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
+    /// Seeds the order of the data and the random initialisation.
+    #[serde(default)]
+    pub seed: u64,
+    /// A checkpoint every so many steps; 0 writes only the last.
+    #[serde(default)]
+    pub checkpoint_every_steps: u64,
+    /// How many checkpoints to keep; the last one always is.
+    #[serde(default = "one")]
+    pub keep_checkpoints: usize,
+    /// Ends the run as diverged when the loss, averaged over 10 steps, is more than this many times its lowest such average.
+    #[serde(default = "default_max_loss_ratio")]
+    pub max_loss_ratio: f64,
+}
+
+/// The learning rate over the run, as a multiple of `train.learning_rate`. Lengths are in tokens.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    #[serde(default, rename = "type")]
+    pub kind: ScheduleType,
+    /// Linear rise from 0.
+    #[serde(default)]
+    pub warmup_tokens: Tokens,
+    /// `wsd` only: the length of the decay at the end; a tenth of the budget when not given.
+    #[serde(default)]
+    pub decay_tokens: Option<Tokens>,
+    /// `cosine` and `wsd`: the last learning rate as a fraction of the first; 0.1 when not given.
+    #[serde(default)]
+    pub min_learning_rate_ratio: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleType {
+    #[default]
+    Constant,
+    Cosine,
+    /// Warm-up, stable, decay (harmonic).
+    Wsd,
+}
+
+/// The optimizer and its options. An option of another optimizer is an error.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    #[serde(default, rename = "type")]
+    pub kind: OptimizerType,
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// `adamw`: 0.9 and 0.999 when not given.
+    #[serde(default)]
+    pub betas: Option<[f64; 2]>,
+    /// `adamw`: added to the root of the second moment, 1e-8 when not given. `adafactor`: the least second moment, the
+    /// machine epsilon of float32; `adafactor_sum`: added to squared gradients, 1e-30.
+    #[serde(default)]
+    pub eps: Option<f64>,
+    /// `adafactor`: the least root mean square of the weights that a step is relative to; 1e-3.
+    #[serde(default)]
+    pub relative_step_floor: Option<f64>,
+    /// `adafactor`, `adafactor_sum`: the exponent of the second moment's decay; -0.8.
+    #[serde(default)]
+    pub beta2_decay: Option<f64>,
+    /// `adafactor`, `adafactor_sum`: updates are scaled down to this root mean square; 1.
+    #[serde(default)]
+    pub clip_threshold: Option<f64>,
+    /// `sgd`: 0 when not given.
+    #[serde(default)]
+    pub momentum: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerType {
+    #[default]
+    Adamw,
+    /// As `torch.optim.Adafactor`: row and column means, step size relative to the weights' own scale.
+    Adafactor,
+    /// As in the tutorial's system: row and column sums, an absolute step size.
+    AdafactorSum,
+    Sgd,
+}
+
+/// What is measured on held-out documents when training ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSection {
+    #[serde(default = "default_split")]
+    pub split: String,
+    /// Perplexity is taken at each; documents that are shorter do not count there.
+    #[serde(default)]
+    pub context_lengths: Vec<usize>,
+    /// Predictions that count in each last-stride window; 0 leaves that measure out.
+    #[serde(default = "default_last_stride")]
+    pub last_stride: usize,
+    /// Last-stride windows a context length, spread evenly over the documents.
+    #[serde(default = "default_max_windows")]
+    pub max_windows: usize,
+    /// Mean loss on the split every so many steps, as well as at the end; 0 only at the end.
+    #[serde(default)]
+    pub every_steps: u64,
+    /// Predictions, spread over the split, that the mean loss during training is taken over.
+    #[serde(default = "default_loss_tokens")]
+    pub loss_tokens: Tokens,
+}
+
+impl Default for EvalSection {
+    fn default() -> EvalSection {
+        EvalSection {
+            split: default_split(),
+            context_lengths: Vec::new(),
+            last_stride: default_last_stride(),
+            max_windows: default_max_windows(),
+            every_steps: 0,
+            loss_tokens: default_loss_tokens(),
+        }
+    }
+}
+
+/// Where and how to run. Only `memory_cap` is part of the run's identity.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default)]
+    pub device: Device,
+    /// Threads for LibTorch on the CPU; every core when not given.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// The memory that the run may take: of the device's allocator, or resident on the CPU.
+    #[serde(default)]
+    pub memory_cap: Option<Bytes>,
+}
+
+/// A device by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Device {
+    /// The first CUDA device, or the CPU where there is none.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> String {
+        match device {
+            Device::Auto => "auto".into(),
+            Device::Cpu => "cpu".into(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+    fn try_from(text: String) -> Result<Device, String> {
+        match text.as_str() {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Device::Cuda)
+                .ok_or(format!("expected `auto`, `cpu`, `cuda` or `cuda:N`, found `{text}`")),
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+fn one<T: From<u8>>() -> T {
+    T::from(1)
+}
+fn default_min_length() -> usize {
+    2
+}
+fn default_max_grad_norm() -> Option<f64> {
+    Some(1.0)
+}
+fn default_loss_tile_tokens() -> usize {
+    2048
+}
+fn default_max_loss_ratio() -> f64 {
+    3.0
+}
+fn default_split() -> String {
+    "validation".into()
+}
+fn default_last_stride() -> usize {
+    256
+}
+fn default_max_windows() -> usize {
+    16
+}
+fn default_loss_tokens() -> Tokens {
+    Tokens(16_384)
+}
+
+/// What a run is, hashed: two runs with the same `run_hash` are the same run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunIdentity {
+    /// blake3 of the canonical configuration with the digests; 64 hexadecimal digits.
+    pub run_hash: String,
+    /// The same without the seed: the seeds of one point share it.
+    pub group_hash: String,
+}
+
+/// Digests of what the configuration only names. A path is not part of a run's identity; what it holds is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    pub model: String,
+    pub tokenizer: String,
+    pub data: String,
+}
+
+impl RunConfig {
+    /// Reads the complete configuration from its written form.
+    ///
+    /// # Errors
+    ///
+    /// For an unknown key, a wrong type, a missing key, or values that contradict one another: with file, line, key path,
+    /// what was expected and what was found.
+    pub fn from_written(written: &Written) -> Result<RunConfig> {
+        let mut config: RunConfig = from_written(written, "")?;
+        config.complete().map_err(|(key, message)| {
+            let origin = written.get(key).map_or(&written.origin, |value| &value.origin);
+            anyhow::anyhow!("{origin}: {key}: {message}")
+        })?;
+        Ok(config)
+    }
+
+    /// Reads a saved `config.yaml`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunConfig::from_written`].
+    pub fn read(path: &std::path::Path) -> Result<RunConfig> {
+        RunConfig::from_written(&Written::read(path)?)
+    }
+
+    /// The complete form as YAML, as it is saved with the run.
+    pub fn to_yaml(&self) -> String {
+        serde_yaml::to_string(&self.to_json()).expect("a configuration is plain data")
+    }
+
+    /// The complete form as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("a configuration is plain data")
+    }
+
+    /// Every key path with its value, flattened: `train.optimizer.type` -> `adamw`. Lists are one value.
+    pub fn flatten(&self) -> Vec<(String, serde_json::Value)> {
+        let mut flat = Vec::new();
+        flatten_into(String::new(), &self.to_json(), &mut flat);
+        flat
+    }
+
+    /// The hashes of this configuration with `digests` in place of the paths.
+    ///
+    /// Left out: `run.device`, `run.threads` (where it ran) and the paths themselves.
+    pub fn identity(&self, digests: &Digests) -> RunIdentity {
+        let mut json = self.to_json();
+        json["run"] = serde_json::json!({ "memory_cap": self.run.memory_cap });
+        json["model"]["path"] = digests.model.clone().into();
+        json["tokenizer"]["path"] = digests.tokenizer.clone().into();
+        json["data"]["corpus"] = digests.data.clone().into();
+        let run_hash = hash_canonical(&json);
+        json["train"]["seed"] = serde_json::Value::Null;
+        RunIdentity { run_hash, group_hash: hash_canonical(&json) }
+    }
+
+    /// Tokens in one optimizer step, when every block is full.
+    pub fn tokens_per_step(&self) -> u64 {
+        let train = &self.train;
+        (train.sequence_length * train.micro_batch_size * train.gradient_accumulation_steps) as u64
+    }
+
+    /// Optimizer steps that the budget allows when every block is full.
+    pub fn planned_steps(&self) -> u64 {
+        let by_tokens = self.train.total_tokens.0.div_ceil(self.tokens_per_step());
+        by_tokens.min(self.train.max_steps.unwrap_or(u64::MAX))
+    }
+
+    /// Checks what types can't say, and fills in what depends on other keys. An error names its key.
+    fn complete(&mut self) -> Result<(), (&'static str, String)> {
+        let at_least_one = [
+            ("train.sequence_length", self.train.sequence_length),
+            ("train.micro_batch_size", self.train.micro_batch_size),
+            ("train.gradient_accumulation_steps", self.train.gradient_accumulation_steps),
+            ("train.loss_tile_tokens", self.train.loss_tile_tokens),
+            ("train.keep_checkpoints", self.train.keep_checkpoints),
+            ("data.min_length", self.data.min_length),
+            ("eval.max_windows", self.eval.max_windows),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err((key, "expected 1 or more, found `0`".into()));
+        }
+        if self.train.sequence_length < 2 {
+            let message = "expected 2 or more (a prediction needs a token to see), found `1`";
+            return Err(("train.sequence_length", message.into()));
+        }
+        if !(self.train.learning_rate.is_finite() && self.train.learning_rate >= 0.0) {
+            let found = self.train.learning_rate;
+            return Err(("train.learning_rate", format!("expected 0 or more, found `{found}`")));
+        }
+        if self.train.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
+            return Err(("train.max_grad_norm", "expected more than 0, or `null`".into()));
+        }
+        if self.train.max_loss_ratio.is_nan() || self.train.max_loss_ratio <= 1.0 {
+            return Err(("train.max_loss_ratio", "expected more than 1".into()));
+        }
+        if self.run.threads == Some(0) {
+            return Err(("run.threads", "expected 1 or more, found `0`".into()));
+        }
+        match (&self.model.path, &self.model.config) {
+            (None, None) => {
+                let message = "expected `path` (a folder or a .gguf file) or `config` (a shape), found neither";
+                return Err(("model", message.into()));
+            }
+            (Some(_), Some(_)) => {
+                return Err(("model", "expected `path` or `config`, found both".into()));
+            }
+            (None, Some(config)) => {
+                config.check().map_err(|message| ("model.config", message))?;
+                // Without a file of weights there is only one way to have some.
+                self.model.weights = Weights::Random;
+                if self.tokenizer.path.is_none() {
+                    let message =
+                        "expected a tokenizer (a path, or `bytes`) for a model without a folder";
+                    return Err(("tokenizer", message.into()));
+                }
+            }
+            (Some(_), None) => {}
+        }
+        if let Some(rope) = &self.model.rope_parameters {
+            rope.check().map_err(|message| ("model.rope_parameters", message))?;
+        }
+        self.train.schedule.complete(self.train.total_tokens).map_err(|m| ("train.schedule", m))?;
+        self.train.optimizer.complete().map_err(|m| ("train.optimizer", m))?;
+        self.eval.context_lengths.sort_unstable();
+        self.eval.context_lengths.dedup();
+        if self.eval.context_lengths.first().is_some_and(|&length| length < 2) {
+            return Err(("eval.context_lengths", "expected lengths of 2 or more".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Schedule {
+    fn complete(&mut self, total: Tokens) -> Result<(), String> {
+        let decays = self.kind != ScheduleType::Constant;
+        if !decays && self.min_learning_rate_ratio.is_some() {
+            return Err("`min_learning_rate_ratio` belongs to `cosine` and `wsd`".into());
+        }
+        if self.kind != ScheduleType::Wsd && self.decay_tokens.is_some() {
+            return Err("`decay_tokens` belongs to `wsd`".into());
+        }
+        if decays {
+            let ratio = *self.min_learning_rate_ratio.get_or_insert(0.1);
+            let least = if self.kind == ScheduleType::Wsd { f64::MIN_POSITIVE } else { 0.0 };
+            if !(least..=1.0).contains(&ratio) {
+                return Err(format!(
+                    "min_learning_rate_ratio: expected more than 0, at most 1, found `{ratio}`"
+                ));
+            }
+        }
+        if self.kind == ScheduleType::Wsd {
+            let decay = self.decay_tokens.get_or_insert(Tokens(total.0 / 10)).0;
+            if self.warmup_tokens.0 + decay > total.0 {
+                return Err(format!(
+                    "expected warmup_tokens ({}) and decay_tokens ({}) to fit into total_tokens ({total})",
+                    self.warmup_tokens,
+                    Tokens(decay)
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Optimizer {
+    fn complete(&mut self) -> Result<(), String> {
+        use OptimizerType::{Adafactor, AdafactorSum, Adamw, Sgd};
+        let kind = self.kind;
+        let factored = matches!(kind, Adafactor | AdafactorSum);
+        let foreign = [
+            ("betas", self.betas.is_some() && kind != Adamw),
+            ("eps", self.eps.is_some() && kind == Sgd),
+            ("beta2_decay", self.beta2_decay.is_some() && !factored),
+            ("clip_threshold", self.clip_threshold.is_some() && !factored),
+            ("relative_step_floor", self.relative_step_floor.is_some() && kind != Adafactor),
+            ("momentum", self.momentum.is_some() && kind != Sgd),
+        ];
+        if let Some((option, _)) = foreign.iter().find(|(_, given)| *given) {
+            let name = serde_json::to_value(kind).map_or(String::new(), |v| v.to_string());
+            return Err(format!("`{option}` is not an option of {}", name.replace('"', "`")));
+        }
+        match kind {
+            Adamw => {
+                self.betas.get_or_insert([0.9, 0.999]);
+                self.eps.get_or_insert(1e-8);
+            }
+            Adafactor | AdafactorSum => {
+                if kind == Adafactor {
+                    self.eps.get_or_insert(f64::from(f32::EPSILON));
+                    self.relative_step_floor.get_or_insert(1e-3);
+                }
+                self.eps.get_or_insert(1e-30);
+                self.beta2_decay.get_or_insert(-0.8);
+                self.clip_threshold.get_or_insert(1.0);
+            }
+            Sgd => {
+                self.momentum.get_or_insert(0.0);
+            }
+        }
+        let betas = self.betas.unwrap_or_default();
+        if betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            return Err(format!("betas: expected numbers from 0 to below 1, found {betas:?}"));
+        }
+        if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
+            return Err(format!("weight_decay: expected 0 or more, found `{}`", self.weight_decay));
+        }
+        Ok(())
+    }
+}
+
+fn flatten_into(
+    path: String,
+    value: &serde_json::Value,
+    flat: &mut Vec<(String, serde_json::Value)>,
+) {
+    match value {
+        serde_json::Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                flatten_into(path, value, flat);
+            }
+        }
+        _ => flat.push((path, value.clone())),
+    }
+}
+
+/// blake3 of the JSON text with sorted keys. Absent and `null` options are the same thing.
+fn hash_canonical(value: &serde_json::Value) -> String {
+    fn write(value: &serde_json::Value, out: &mut String) {
+        match value {
+            serde_json::Value::Object(map) => {
+                let mut entries: Vec<_> = map.iter().filter(|(_, v)| !v.is_null()).collect();
+                entries.sort_by_key(|(key, _)| *key);
+                out.push('{');
+                for (key, value) in entries {
+                    out.push_str(&format!("{key:?}:"));
+                    write(value, out);
+                    out.push(',');
+                }
+                out.push('}');
+            }
+            serde_json::Value::Array(items) => {
+                out.push('[');
+                for item in items {
+                    write(item, out);
+                    out.push(',');
+                }
+                out.push(']');
+            }
+            // 1 and 1.0 are the same number.
+            serde_json::Value::Number(n) => match n.as_f64() {
+                Some(x) if x.fract() == 0.0 && x.abs() < 2f64.powi(53) => {
+                    out.push_str(&format!("{}", x as i64))
+                }
+                _ => out.push_str(&n.to_string()),
+            },
+            other => out.push_str(&other.to_string()),
+        }
+    }
+    let mut text = String::new();
+    write(value, &mut text);
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+/// Parses `key=value` of the command line's `--set`; the value is YAML.
+///
+/// # Errors
+///
+/// When there is no `=`, or the value is not YAML.
+pub fn parse_assignment(text: &str) -> Result<(String, Written)> {
+    let Some((key, value)) = text.split_once('=') else {
+        bail!("--set: expected `key.path=value`, found `{text}`");
+    };
+    ensure!(!key.trim().is_empty(), "--set: expected a key before `=`, found `{text}`");
+    let tree = Written::parse("--set", &format!("value: {value}"))?;
+    let value = tree.get("value").expect("the key was just written").clone();
+    Ok((key.trim().to_string(), value))
+}
+
+#[cfg(test)]
+mod tests;
