@@ -1,1 +1,21 @@
+//! Documents -> tokens -> packed blocks -> batches, in host memory. No tensors, no network.
+//!
+//! A corpus becomes training input like this:
+//!
+//! 1. [`corpus::Corpus::open`] reads a folder, a glob or an archive into documents; [`corpus::Corpus::split`] picks those
+//!    of one split, and [`corpus::Corpus::overlap`] names the held-out ones that are trained on all the same.
+//! 2. [`tokenizer::Tokenizer::from_spec`] loads a tokenizer: a `tokenizer.json`, the one inside a GGUF file, or plain bytes.
+//! 3. [`dataset::Dataset::build`] tokenizes on all cores and lays the tokens out in blocks ([`packing::pack`]), with a
+//!    [`packing::PackReport`] of what was really made: block lengths, and every token that was dropped.
+//! 4. [`dataset::Batches`] yields shuffled micro-batches without end, and can be stopped and resumed at any block.
+//!
+//! [`gguf`] reads the container that quantized checkpoints come in: for its tokenizer here, for its weights in the engine.
+//!
+//! What is promised of the tokens: text is encoded whole (or cut only where that provably changes nothing), every token
+//! is in exactly one block or counted as dropped, and a block knows which part of which document it holds.
 
+pub mod corpus;
+pub mod dataset;
+pub mod gguf;
+pub mod packing;
+pub mod tokenizer;
