@@ -37,6 +37,11 @@ impl EventLog {
         Ok(EventLog { path: path.to_path_buf(), file, next_seq, began: Instant::now() })
     }
 
+    /// Time since the log was opened: the attempt's own clock.
+    pub fn elapsed(&self) -> std::time::Duration {
+        self.began.elapsed()
+    }
+
     /// Appends one event with the next sequence number and the clock's time.
     ///
     /// # Errors

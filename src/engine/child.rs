@@ -1,0 +1,524 @@
+//! The worker process of one run: `fathom-engine run FOLDER`.
+//!
+//! It reads `config.yaml`, appends every event to `events.jsonl`, and writes exactly one ending, whatever happens: this is
+//! the one place that turns an error or a panic into an ending. Out of memory is an ending of its own.
+
+use crate::assemble;
+use crate::eval::perplexity;
+use crate::facts::Sink;
+use crate::torch;
+use crate::train::{self, Command, Ending, Progress, Training};
+use anyhow::{Result, bail};
+use fathom_spec::config::RunConfig;
+use fathom_spec::record::{EventKind, EventLog, RunPaths, read_events};
+use fathom_spec::units::Bytes;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+use tch::Device;
+
+/// Seconds between heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Set by SIGTERM and SIGINT: checkpoint and stop at the next step.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
+/// The log of a run as a sink, with the facts kept for the check at the end.
+#[derive(Clone)]
+struct Log {
+    log: Arc<Mutex<EventLog>>,
+    facts: Arc<Mutex<BTreeMap<String, Value>>>,
+    /// The last step that was logged.
+    step: Arc<AtomicU64>,
+}
+
+impl Sink for Log {
+    /// # Panics
+    ///
+    /// When the event can't be written: a run that can't be recorded does not go on.
+    fn event(&mut self, kind: EventKind) {
+        if let EventKind::Fact { name, value } = &kind {
+            let mut facts = self.facts.lock().unwrap_or_else(|e| e.into_inner());
+            facts.insert(name.clone(), value.clone());
+        }
+        if let EventKind::Step { step, .. } = &kind {
+            self.step.store(*step, Ordering::Relaxed);
+        }
+        let mut log = self.log.lock().unwrap_or_else(|e| e.into_inner());
+        if let Err(error) = log.write(kind) {
+            drop(log);
+            panic!("{error:#}");
+        }
+    }
+}
+
+/// Executes the run in `folder` and writes its ending. The exit code says which it was: 0 for every ending that is a
+/// result or was asked for, 1 for a failure.
+pub fn run(folder: &Path) -> ExitCode {
+    let paths = RunPaths::new(folder);
+    let log = match EventLog::open(&paths.events()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut log =
+        Log { log: Arc::new(Mutex::new(log)), facts: Arc::default(), step: Arc::default() };
+    // SAFETY: the handler only stores to an atomic.
+    unsafe {
+        let handler = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        libc::signal(libc::SIGTERM, handler);
+        libc::signal(libc::SIGINT, handler);
+    }
+    let progress = Progress::default();
+    progress.phase.set("start");
+    let result = catch_unwind(AssertUnwindSafe(|| execute(&paths, &mut log, &progress)));
+    let ending = match result {
+        Ok(Ok(ending)) => ending,
+        Ok(Err(error)) => failure(&format!("{error:#}"), &progress),
+        Err(panic) => failure(&panic_message(&*panic), &progress),
+    };
+    let failed = matches!(ending, EventKind::Failed { .. });
+    if let EventKind::Failed { error } = &ending {
+        eprintln!("error: {error}");
+    }
+    let mut log = log.log.lock().unwrap_or_else(|e| e.into_inner());
+    if let Err(error) = log.write(ending) {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<EventKind> {
+    let config = RunConfig::read(&paths.config())?;
+    let device = torch::open_device(config.run.device, config.run.memory_cap)?;
+    if let Some(threads) = config.run.threads {
+        tch::set_num_threads(threads as i32);
+    }
+    started(paths, &config, device, log)?;
+    let _heart = Heart::begin(log.clone());
+    if let (Device::Cpu, Some(cap)) = (device, config.run.memory_cap) {
+        torch::limit_resident_memory(cap)?;
+    }
+    log.fact("run.device", device_text(device));
+    log.fact("run.threads", tch::get_num_threads());
+    log.fact("run.memory_cap", config.run.memory_cap.map(|cap| cap.0));
+
+    progress.phase.set("load");
+    let model = assemble::model(&config, device, log)?;
+    let tokenizer = assemble::tokenizer(&config, &model.config, log)?;
+    let data = assemble::data(&config, Some(&tokenizer), model.config.vocab_size, log)?;
+    let training = Training {
+        config: &config,
+        paths,
+        model: &model,
+        tokenizer: &tokenizer,
+        train: data.train.clone(),
+        held_out: data.held_out.as_ref(),
+        progress,
+    };
+    let memory = torch::memory(device);
+    log.event(EventKind::Memory {
+        step: 0,
+        phase: "load".into(),
+        allocated: memory.allocated,
+        reserved: memory.reserved,
+        peak_allocated: memory.peak_allocated,
+        peak_reserved: memory.peak_reserved,
+    });
+    let control = paths.control();
+    let mut answers = log.clone();
+    let ending = train::train(&training, log, &mut || next_command(&control, &mut answers))?;
+    let (step, tokens) = match ending {
+        Ending::Finished { step, tokens } => (step, tokens),
+        Ending::Stopped { step, reason } => return Ok(EventKind::Stopped { step, reason }),
+        Ending::Diverged { step, loss, reason } => {
+            return Ok(EventKind::Diverged { step, loss, reason });
+        }
+    };
+    evaluate(&training, &data.held_out_documents, step, log, progress)?;
+    log.fact("model.attention", Value::from(model.kernel.chosen()));
+    honoured(&config, &log.facts.lock().unwrap_or_else(|e| e.into_inner()))?;
+    let seconds = log.log.lock().unwrap_or_else(|e| e.into_inner()).elapsed().as_secs_f64();
+    Ok(EventKind::Finished { step, tokens, seconds })
+}
+
+/// Perplexity by context length on the held-out documents, when training has ended.
+fn evaluate(
+    training: &Training,
+    documents: &[Vec<u32>],
+    step: u64,
+    log: &mut Log,
+    progress: &Progress,
+) -> Result<()> {
+    let eval = &training.config.eval;
+    let dtype = training
+        .model
+        .embed(&tch::Tensor::from_slice(&[0i64]).to_device(training.model.device))
+        .kind();
+    log.fact("model.dtype", assemble::dtype_name(dtype));
+    if eval.context_lengths.is_empty() {
+        return Ok(());
+    }
+    progress.phase.set("eval");
+    // Gradients and the optimizer's scratch are not needed any more.
+    torch::empty_cache(training.model.device);
+    let options = perplexity::Options {
+        context_lengths: eval.context_lengths.clone(),
+        last_stride: eval.last_stride,
+        max_windows: eval.max_windows,
+        bin_tokens: None,
+        tile_tokens: training.config.train.loss_tile_tokens,
+    };
+    let report = perplexity::measure(training.model, documents, &options)?;
+    let measured: Vec<usize> = report.prefix.iter().map(|row| row.context_length).collect();
+    if measured.len() < eval.context_lengths.len() {
+        let longest = documents.iter().map(Vec::len).max().unwrap_or(0);
+        let left_out: Vec<_> =
+            eval.context_lengths.iter().filter(|w| !measured.contains(w)).collect();
+        let message = format!(
+            "eval.context_lengths: {left_out:?} were left out: the longest document of `{}` has {longest} tokens",
+            eval.split
+        );
+        log.event(EventKind::Warning { message });
+    }
+    log.fact("eval.context_lengths", serde_json::json!(measured));
+    let spans: Vec<_> =
+        report.last_stride.iter().map(|row| row.tokens / row.windows.max(1)).collect();
+    log.fact("eval.last_stride", serde_json::json!(spans));
+    let windows: Vec<_> = report.last_stride.iter().map(|row| row.windows).collect();
+    log.fact("eval.max_windows", serde_json::json!(windows));
+    for event in report.events(step, &eval.split) {
+        log.event(event);
+    }
+    Ok(())
+}
+
+/// Compares what the leaves met with what was configured.
+///
+/// # Errors
+///
+/// `configuration not honoured`, with the key and both values.
+pub fn honoured(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Result<()> {
+    let fact = |name: &str| facts.get(name).cloned().unwrap_or(Value::Null);
+    let longest = fact("train.sequence_length")["max"].as_u64().unwrap_or(0);
+    let length = config.train.sequence_length as u64;
+    let rope = config.model.rope_parameters.as_ref().map(|rope| rope.rope_type.name());
+    let rope_in_use = fact("model.rope_parameters")["rope_type"].clone();
+    let checks = [
+        ("train.sequence_length", longest > length, Value::from(length), Value::from(longest)),
+        check("model.dtype", config.model.dtype.name().into(), fact("model.dtype")),
+        check(
+            "train.weights_dtype",
+            config.train.weights_dtype.name().into(),
+            fact("train.weights_dtype"),
+        ),
+        check("model.rope_parameters", rope.map_or(rope_in_use.clone(), Value::from), rope_in_use),
+        check(
+            "train.learning_rate",
+            config.train.learning_rate.into(),
+            fact("train.learning_rate"),
+        ),
+        check(
+            "train.loss_tile_tokens",
+            config.train.loss_tile_tokens.into(),
+            fact("train.loss_tile_tokens"),
+        ),
+        check(
+            "train.micro_batch_size",
+            config.train.micro_batch_size.into(),
+            fact("train.micro_batch_size"),
+        ),
+    ];
+    match checks.into_iter().find(|(_, broken, ..)| *broken) {
+        Some((key, _, asked, met)) => {
+            bail!(
+                "configuration not honoured: {key}: configured as `{asked}`, but the run met `{met}`"
+            )
+        }
+        None => Ok(()),
+    }
+}
+
+fn check(key: &'static str, asked: Value, met: Value) -> (&'static str, bool, Value, Value) {
+    let same = match (asked.as_f64(), met.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => asked == met,
+    };
+    (key, !same, asked, met)
+}
+
+fn started(paths: &RunPaths, config: &RunConfig, device: Device, log: &mut Log) -> Result<()> {
+    let (events, _) = read_events(&paths.events(), 0)?;
+    let attempts =
+        events.iter().filter(|event| matches!(event.kind, EventKind::Started { .. })).count();
+    let build = crate::build_info();
+    log.event(EventKind::Started {
+        attempt: attempts as u32 + 1,
+        resumed_from_step: paths.latest_checkpoint().map_or(0, |(step, _)| step),
+        pid: std::process::id(),
+        code_version: env!("CARGO_PKG_VERSION").to_string(),
+        git_commit: build.commit.map(str::to_string),
+        git_dirty: build.dirty,
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_string(),
+        device: device_text(device),
+        device_name: device_name(device),
+        driver: driver_version(),
+        libtorch: torch::libtorch_version(),
+        threads: tch::get_num_threads() as usize,
+        seed: config.train.seed,
+        environment: environment(),
+    });
+    Ok(())
+}
+
+fn device_text(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".into(),
+    }
+}
+
+/// The device's own name: the GPU's, or the processor's model.
+pub fn device_name(device: Device) -> String {
+    if let Device::Cuda(index) = device {
+        let found = torch::cuda_devices().into_iter().find(|info| info.index == index);
+        return found.map(|info| info.name).unwrap_or_default();
+    }
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or("CPU".into(), |(_, name)| name.trim().to_string())
+}
+
+/// The version of the NVIDIA kernel driver.
+pub fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let words = text.lines().next()?.split_whitespace();
+    words
+        .into_iter()
+        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
+        .map(str::to_string)
+}
+
+/// The environment variables that can change a result.
+fn environment() -> BTreeMap<String, String> {
+    const RELEVANT: [&str; 4] =
+        ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"];
+    RELEVANT.iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))).collect()
+}
+
+/// The next command: a signal, or the oldest file of the control folder, which is removed and answered by an event.
+fn next_command(control: &Path, log: &mut Log) -> Option<Command> {
+    if STOP.load(Ordering::Relaxed) {
+        return Some(Command::Stop);
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(control)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .collect();
+    files.sort();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        // A command that can't be removed would be acted on for ever.
+        if std::fs::remove_file(&file).is_err() {
+            continue;
+        }
+        let json: Value = serde_json::from_str(&text).unwrap_or_default();
+        let name = json["command"].as_str().unwrap_or_default().to_string();
+        let command = match name.as_str() {
+            "save" => Some(Command::Save),
+            "stop" | "save-stop" => Some(Command::Stop),
+            "abort" => Some(Command::Abort),
+            _ => None,
+        };
+        let outcome = match command {
+            Some(_) => "accepted".to_string(),
+            None => {
+                format!("expected `save`, `stop`, `save-stop` or `abort`, found `{}`", text.trim())
+            }
+        };
+        log.event(EventKind::Control { command: name, outcome });
+        if command.is_some() {
+            return command;
+        }
+    }
+    None
+}
+
+/// Classifies an error: running out of memory is an ending of its own.
+fn failure(message: &str, progress: &Progress) -> EventKind {
+    let (step, phase) = (progress.step.get(), progress.phase.get().to_string());
+    let out_of_memory =
+        message.contains("out of memory") || message.contains("can't allocate memory");
+    if !out_of_memory {
+        return EventKind::Failed { error: without_frames(message) };
+    }
+    let asked = quantity_after(message, "Tried to allocate ")
+        .or_else(|| quantity_after(message, "tried to allocate "));
+    // Under a cap the card's own memory says nothing: what counts is what the allocator may still hand out.
+    let allowed = quantity_before(message, " allowed");
+    let used = quantity_before(message, " is allocated by PyTorch")
+        .map(|used| used + quantity_before(message, " is reserved by PyTorch").unwrap_or(0));
+    let free = match (allowed, used) {
+        (Some(allowed), Some(used)) => Some(allowed.saturating_sub(used)),
+        _ => quantity_before(message, " is free").or_else(free_resident),
+    };
+    let total = allowed.or_else(|| quantity_after(message, "total capacity of "));
+    let bytes =
+        |n: Option<u64>| n.map_or("an unknown amount".to_string(), |n| Bytes(n).to_string());
+    let message = format!("asked for {}, {} free of {}", bytes(asked), bytes(free), bytes(total));
+    EventKind::OutOfMemory { step, phase, asked, free, total, message }
+}
+
+/// What the process may still allocate under its limit; `None` without one.
+fn free_resident() -> Option<u64> {
+    let limit = torch::data_limit()?;
+    Some(limit.saturating_sub(torch::data_in_use()))
+}
+
+/// An error of LibTorch without its C++ stack, which says nothing to who reads the ending.
+fn without_frames(message: &str) -> String {
+    let message =
+        message.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(message);
+    let end = message
+        .find("\\nException raised from")
+        .or_else(|| message.find("\nException raised from"));
+    message[..end.unwrap_or(message.len())].trim().to_string()
+}
+
+/// `2.10 GiB` or `1234 bytes` after `label`, in bytes.
+fn quantity_after(text: &str, label: &str) -> Option<u64> {
+    let (_, rest) = text.split_once(label)?;
+    let mut words = rest.split_whitespace();
+    parse_quantity(words.next()?, words.next()?)
+}
+
+/// `512.00 MiB` before `label`, in bytes.
+fn quantity_before(text: &str, label: &str) -> Option<u64> {
+    let (before, _) = text.split_once(label)?;
+    let mut words = before.split_whitespace().rev();
+    let unit = words.next()?;
+    parse_quantity(words.next()?, unit)
+}
+
+fn parse_quantity(number: &str, unit: &str) -> Option<u64> {
+    let unit = unit.trim_end_matches(|c: char| !c.is_ascii_alphabetic());
+    let factor: u64 = match unit {
+        "bytes" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    Some((number.parse::<f64>().ok()? * factor as f64) as u64)
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("panicked without a message")
+        .to_string()
+}
+
+/// Writes a heartbeat now and then until it is dropped, so that a silent run can be told from a dead one.
+struct Heart {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Heart {
+    fn begin(mut log: Log) -> Heart {
+        let (stop, stopped) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let step = log.step.load(Ordering::Relaxed);
+                log.event(EventKind::Heartbeat { step });
+            }
+        });
+        Heart { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_of_memory_says_what_was_asked_and_what_was_free() {
+        let progress = Progress::default();
+        progress.step.set(3);
+        progress.phase.set("forward_backward");
+        let cuda = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.25 GiB of which 512.00 MiB is free. Process 1 has";
+        let EventKind::OutOfMemory { step, asked, free, total, .. } = failure(cuda, &progress)
+        else {
+            panic!("not classified as out of memory");
+        };
+        assert_eq!((step, asked, free), (3, Some(5 << 29), Some(512 << 20)));
+        assert_eq!(total, Some((79.25 * f64::from(1 << 30)) as u64));
+
+        let capped = "CUDA out of memory. Tried to allocate 384.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 131.33 GiB is free. Including non-PyTorch memory, this process has 8.47 GiB memory in use. 8.00 GiB allowed; Of the allocated memory 7.50 GiB is allocated by PyTorch, and 256.00 MiB is reserved by PyTorch but unallocated.";
+        let EventKind::OutOfMemory { free, total, .. } = failure(capped, &progress) else {
+            panic!("not classified as out of memory");
+        };
+        assert_eq!((free, total), (Some(256 << 20), Some(8 << 30)));
+
+        let cpu = "[enforce fail at alloc_cpu.cpp:129] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12";
+        let EventKind::OutOfMemory { asked, .. } = failure(cpu, &progress) else {
+            panic!("not classified as out of memory");
+        };
+        assert_eq!(asked, Some(4096));
+        assert!(matches!(failure("no such file", &progress), EventKind::Failed { .. }));
+    }
+
+    #[test]
+    fn a_fact_that_contradicts_the_configuration_ends_the_run() {
+        let text = "model: {path: m}\ndata: {corpus: c}\ntrain: {sequence_length: 64, total_tokens: 4K, learning_rate: 1e-5}\n";
+        let written = fathom_spec::config::written::Written::parse("run.yaml", text).unwrap();
+        let config = RunConfig::from_written(&written).unwrap();
+        let honest: BTreeMap<String, Value> = [
+            ("train.sequence_length", serde_json::json!({"max": 64})),
+            ("model.dtype", "float32".into()),
+            ("train.weights_dtype", "float32".into()),
+            ("model.rope_parameters", serde_json::json!({"rope_type": "default"})),
+            ("train.learning_rate", 1e-5.into()),
+            ("train.loss_tile_tokens", 2048.into()),
+            ("train.micro_batch_size", 1.into()),
+        ]
+        .map(|(name, value)| (name.to_string(), value))
+        .into();
+        honoured(&config, &honest).unwrap();
+        for (name, value) in [
+            ("train.sequence_length", serde_json::json!({"max": 128})),
+            ("model.dtype", "bfloat16".into()),
+        ] {
+            let mut facts = honest.clone();
+            facts.insert(name.to_string(), value);
+            let error = honoured(&config, &facts).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("configuration not honoured: {name}:")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One decoder layer: its weights and its forward.
+//!
+//! `T` position, `D` hidden, `N` query heads, `K` key-value heads, `H` head dim, `F` intermediate.
+
+use super::attention::AttentionKernel;
+use super::rope::rotate;
+use tch::{Kind, Tensor};
+
+/// The weights of one layer, each under its name in the checkpoint.
+#[derive(Debug)]
+pub struct Block {
+    pub input_layernorm: Tensor,          // [D]
+    pub q_proj: Tensor,                   // [N H, D]
+    pub k_proj: Tensor,                   // [K H, D]
+    pub v_proj: Tensor,                   // [K H, D]
+    pub o_proj: Tensor,                   // [D, N H]
+    pub post_attention_layernorm: Tensor, // [D]
+    pub gate_proj: Tensor,                // [F, D]
+    pub up_proj: Tensor,                  // [F, D]
+    pub down_proj: Tensor,                // [D, F]
+}
+
+/// What all layers of one forward share.
+pub struct Stream<'a> {
+    /// Lengths of the packed documents, summing to `T`.
+    pub lengths: &'a [usize],
+    pub cos: &'a Tensor, // [T, H/2], float32
+    pub sin: &'a Tensor, // [T, H/2], float32
+    pub kernel: &'a AttentionKernel,
+    pub head_dim: i64,
+    pub rms_norm_eps: f64,
+}
+
+impl Block {
+    /// The layer's output for the hidden states `x`: attention and MLP, each after a norm and onto the residual stream.
+    ///
+    /// Touvron et al. (2023), <https://arxiv.org/abs/2302.13971>: pre-norm, SwiGLU, RoPE.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[T, D]`, the dtype that is computed in; weights of another dtype are cast for their use
+    /// - returns: `[T, D]`, the dtype of `x`
+    pub fn forward(&self, x: &Tensor, stream: &Stream) -> Tensor {
+        let x = x + self.attention(x, stream);
+        &x + self.mlp(&x, stream.rms_norm_eps)
+    }
+
+    fn attention(&self, x: &Tensor, stream: &Stream) -> Tensor {
+        let normed = rms_norm(x, &self.input_layernorm, stream.rms_norm_eps);
+        let (t, _) = x.size2().expect("x is [T, D]");
+        let heads = |weight: &Tensor| linear(&normed, weight).view([t, -1, stream.head_dim]);
+        let q = rotate(&heads(&self.q_proj), stream.cos, stream.sin); // [T, N, H]
+        let k = rotate(&heads(&self.k_proj), stream.cos, stream.sin); // [T, K, H]
+        let o = stream.kernel.forward(&q, &k, &heads(&self.v_proj), stream.lengths);
+        linear(&o.reshape([t, -1]), &self.o_proj)
+    }
+
+    fn mlp(&self, x: &Tensor, rms_norm_eps: f64) -> Tensor {
+        let normed = rms_norm(x, &self.post_attention_layernorm, rms_norm_eps);
+        let gated = linear(&normed, &self.gate_proj).silu() * linear(&normed, &self.up_proj);
+        linear(&gated, &self.down_proj)
+    }
+
+    /// The weights with their names in the checkpoint, for layer `index`.
+    pub fn parameters(&self, index: usize) -> [(String, &Tensor); 9] {
+        let name = |rest: &str| format!("model.layers.{index}.{rest}.weight");
+        [
+            (name("input_layernorm"), &self.input_layernorm),
+            (name("self_attn.q_proj"), &self.q_proj),
+            (name("self_attn.k_proj"), &self.k_proj),
+            (name("self_attn.v_proj"), &self.v_proj),
+            (name("self_attn.o_proj"), &self.o_proj),
+            (name("post_attention_layernorm"), &self.post_attention_layernorm),
+            (name("mlp.gate_proj"), &self.gate_proj),
+            (name("mlp.up_proj"), &self.up_proj),
+            (name("mlp.down_proj"), &self.down_proj),
+        ]
+    }
+}
+
+/// Scales every position of `x` to unit root mean square, then by `weight`.
+///
+/// Zhang and Sennrich (2019), <https://arxiv.org/abs/1910.07467>.
+///
+/// # Shapes
+///
+/// - `x`: `[T, D]`, any float dtype; the mean square is taken in float32
+/// - `weight`: `[D]`
+/// - returns: `[T, D]`, the dtype of `x`
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    let (_, d) = x.size2().expect("x is [T, D]");
+    x.rms_norm([d], Some(cast(weight, x.kind())), eps)
+}
+
+/// `x W^T`, in the dtype of `x`.
+///
+/// # Shapes
+///
+/// - `x`: `[T, in]`; `weight`: `[out, in]`
+/// - returns: `[T, out]`
+pub fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
+    x.linear(&cast(weight, x.kind()), None::<&Tensor>)
+}
+
+fn cast(weight: &Tensor, kind: Kind) -> Tensor {
+    if weight.kind() == kind { weight.shallow_clone() } else { weight.to_kind(kind) }
+}

@@ -1,0 +1,248 @@
+//! Llama and Mistral decoders over a stream of packed documents.
+//!
+//! A forward takes documents laid back to back in one stream of `T` tokens, without padding and without a mask: attention
+//! stays within each document, and positions begin anew with each. Configuration files are read elsewhere; a [`Model`] is
+//! made from a [`ModelConfig`] and either a folder's weights or a seed.
+//!
+//! `T` position, `D` hidden, `V` vocabulary, `L` layers.
+
+pub mod attention;
+pub mod block;
+pub mod rope;
+pub mod weights;
+
+use anyhow::Result;
+use attention::AttentionKernel;
+use block::{Block, Stream, linear, rms_norm};
+use fathom_spec::config::{Attention, Dtype, ModelConfig};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use rayon::prelude::*;
+use rope::Rope;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor};
+use weights::ModelFiles;
+
+/// A decoder with its weights on one device.
+#[derive(Debug)]
+pub struct Model {
+    pub config: ModelConfig,
+    pub rope: Rope,
+    pub kernel: AttentionKernel,
+    /// The dtype of the hidden states.
+    pub dtype: Kind,
+    pub device: Device,
+    pub embed_tokens: Tensor, // [V, D]
+    pub layers: Vec<Block>,
+    pub norm: Tensor, // [D]
+    /// The head; a tied one is `embed_tokens`.
+    pub lm_head: Option<Tensor>, // [V, D]
+}
+
+/// How a model is to be set up, beside its shape and weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    pub device: Device,
+    /// What the forward and backward compute in.
+    pub dtype: Dtype,
+    /// What the weights are kept in.
+    pub weights_dtype: Dtype,
+    pub attention: Attention,
+}
+
+/// LibTorch's name of a dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    }
+}
+
+impl Model {
+    /// Reads the weights of `files`. `config` is the files' own, perhaps with another RoPE.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor is missing or has another shape than `config` says: with file, name and both shapes.
+    pub fn load(files: &ModelFiles, config: ModelConfig, setup: Setup) -> Result<Model> {
+        let table = weights::tensor_table(&config);
+        let mut tensors = HashMap::with_capacity(table.len());
+        for (name, shape) in &table {
+            let tensor = files.checked_tensor(name, shape)?;
+            tensors.insert(
+                name.clone(),
+                tensor.to_device(setup.device).to_kind(kind(setup.weights_dtype)),
+            );
+        }
+        Ok(Model::from_tensors(tensors, config, setup))
+    }
+
+    /// Initialises the weights at random: matrices from a normal distribution with `initializer_range` as its standard
+    /// deviation, norms at 1, as transformers does.
+    ///
+    /// Each tensor has its own stream of the generator, so the weights depend on the seed alone: not on the device, the
+    /// number of threads or LibTorch's own generator.
+    pub fn random(config: ModelConfig, seed: u64, setup: Setup) -> Model {
+        let table = weights::tensor_table(&config);
+        let tensors = table.into_iter().enumerate().map(|(index, (name, shape))| {
+            let tensor = match shape.len() {
+                1 => Tensor::ones(&shape[..], (Kind::Float, Device::Cpu)),
+                _ => normal(&shape, config.initializer_range as f32, seed, index as u64),
+            };
+            (name, tensor.to_device(setup.device).to_kind(kind(setup.weights_dtype)))
+        });
+        Model::from_tensors(tensors.collect(), config, setup)
+    }
+
+    fn from_tensors(
+        mut tensors: HashMap<String, Tensor>,
+        config: ModelConfig,
+        setup: Setup,
+    ) -> Model {
+        let mut take = |name: &str| {
+            let name = format!("{name}.weight");
+            tensors.remove(&name).unwrap_or_else(|| panic!("`{name}` is in the table of tensors"))
+        };
+        let layers = (0..config.num_hidden_layers).map(|index| {
+            let mut take = |name: &str| take(&format!("model.layers.{index}.{name}"));
+            Block {
+                input_layernorm: take("input_layernorm"),
+                q_proj: take("self_attn.q_proj"),
+                k_proj: take("self_attn.k_proj"),
+                v_proj: take("self_attn.v_proj"),
+                o_proj: take("self_attn.o_proj"),
+                post_attention_layernorm: take("post_attention_layernorm"),
+                gate_proj: take("mlp.gate_proj"),
+                up_proj: take("mlp.up_proj"),
+                down_proj: take("mlp.down_proj"),
+            }
+        });
+        let layers = layers.collect();
+        Model {
+            embed_tokens: take("model.embed_tokens"),
+            layers,
+            norm: take("model.norm"),
+            lm_head: (!config.tie_word_embeddings).then(|| take("lm_head")),
+            rope: Rope::new(&config),
+            kernel: AttentionKernel::new(setup.attention, config.sliding_window),
+            dtype: kind(setup.dtype),
+            device: setup.device,
+            config,
+        }
+    }
+
+    /// Every weight once, with its name in the checkpoint, in the order of the forward.
+    pub fn parameters(&self) -> Vec<(String, &Tensor)> {
+        let mut all = vec![("model.embed_tokens.weight".to_string(), &self.embed_tokens)];
+        for (index, layer) in self.layers.iter().enumerate() {
+            all.extend(layer.parameters(index));
+        }
+        all.push(("model.norm.weight".to_string(), &self.norm));
+        all.extend(self.lm_head.iter().map(|head| ("lm_head.weight".to_string(), head)));
+        all
+    }
+
+    /// Makes every weight a leaf that gradients accumulate into, or not.
+    pub fn set_requires_grad(&self, requires_grad: bool) {
+        for (_, weight) in self.parameters() {
+            let _ = weight.set_requires_grad(requires_grad);
+        }
+    }
+
+    /// The matrix of the head: `[V, D]`.
+    pub fn head(&self) -> &Tensor {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// The embeddings of `input_ids`, in the dtype that is computed in.
+    ///
+    /// # Shapes
+    ///
+    /// - `input_ids`: `[T]`, int64
+    /// - returns: `[T, D]`
+    pub fn embed(&self, input_ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embed_tokens, input_ids, -1, false, false).to_kind(self.dtype)
+    }
+
+    /// Runs `f` with what all layers share for documents of these lengths.
+    pub fn with_stream<R>(&self, lengths: &[usize], f: impl FnOnce(&Stream) -> R) -> R {
+        let (cos, sin) = self.rope.tables(lengths, self.device);
+        f(&Stream {
+            lengths,
+            cos: &cos,
+            sin: &sin,
+            kernel: &self.kernel,
+            head_dim: self.config.head_dim() as i64,
+            rms_norm_eps: self.config.rms_norm_eps,
+        })
+    }
+
+    /// The hidden states that the head reads: embedding, layers, last norm.
+    ///
+    /// # Shapes
+    ///
+    /// - `input_ids`: `[T]`, int64: documents of the given `lengths` back to back
+    /// - returns: `[T, D]`
+    pub fn hidden(&self, input_ids: &Tensor, lengths: &[usize]) -> Tensor {
+        self.with_stream(lengths, |stream| {
+            let embedded = self.embed(input_ids);
+            let x = self.layers.iter().fold(embedded, |x, layer| layer.forward(&x, stream));
+            self.last_norm(&x)
+        })
+    }
+
+    /// The norm before the head: `[T, D]` to `[T, D]`.
+    pub fn last_norm(&self, x: &Tensor) -> Tensor {
+        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Logits of some positions.
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[T, D]`
+    /// - returns: `[T, V]`, float32
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        linear(hidden, self.head()).to_kind(Kind::Float)
+    }
+
+    /// The negative log-likelihood of `labels` at every position, in nats, a tile of positions at a time.
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[T, D]`; `labels`: `[T]`, int64
+    /// - returns: `[T]`, float32
+    pub fn nll(&self, hidden: &Tensor, labels: &Tensor, tile_tokens: usize) -> Tensor {
+        let (t, _) = hidden.size2().expect("hidden is [T, D]");
+        let tile = tile_tokens as i64;
+        let tiles: Vec<Tensor> = (0..t)
+            .step_by(tile_tokens)
+            .map(|from| {
+                let count = tile.min(t - from);
+                let logits = self.logits(&hidden.narrow(0, from, count));
+                let labels = labels.narrow(0, from, count);
+                logits.cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::None, -100, 0.0)
+            })
+            .collect();
+        Tensor::cat(&tiles, 0)
+    }
+}
+
+/// Normally distributed float32 numbers on the CPU, drawn in rows on all cores.
+fn normal(shape: &[i64], deviation: f32, seed: u64, stream: u64) -> Tensor {
+    let rows = shape[0] as usize;
+    let columns = shape.iter().skip(1).product::<i64>() as usize;
+    let mut values = vec![0f32; rows * columns];
+    values.par_chunks_mut(columns).enumerate().for_each(|(row, values)| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // A stream is 2^68 bytes long: tensors and rows are far apart in it.
+        rng.set_stream(stream);
+        rng.set_word_pos((row as u128) << 32);
+        for value in values {
+            let x: f32 = rng.sample(StandardNormal);
+            *value = x * deviation;
+        }
+    });
+    Tensor::from_slice(&values).view(shape)
+}

@@ -1,0 +1,338 @@
+//! Training: batches in, steps out. [`train`] is the loop; each noun in it has a file.
+//!
+//! Everything that happens is told to the [`Sink`]; the loop knows nothing of files but its checkpoints.
+
+pub mod checkpoint;
+pub mod optimizer;
+pub mod schedule;
+pub mod step;
+
+use crate::eval;
+use crate::facts::Sink;
+use crate::model::Model;
+use crate::torch;
+use anyhow::Result;
+use checkpoint::TrainerState;
+use fathom_data::dataset::{Batch, Batches, Dataset};
+use fathom_data::tokenizer::Tokenizer;
+use fathom_spec::config::RunConfig;
+use fathom_spec::record::{EventKind, RunPaths};
+use optimizer::{Optimizer, clip_grad_norm};
+use schedule::Schedule;
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Instant;
+use step::{Plan, Stream, forward_backward};
+use tch::{Tensor, no_grad};
+
+/// Steps that the running average of the loss is over.
+const AVERAGE_STEPS: usize = 10;
+
+/// What a run trains with. All of it is made by the caller, so that a test can make it too.
+pub struct Training<'a> {
+    pub config: &'a RunConfig,
+    pub paths: &'a RunPaths,
+    pub model: &'a Model,
+    pub tokenizer: &'a Tokenizer,
+    pub train: Arc<Dataset>,
+    /// Blocks of the evaluated split; none when the split is empty.
+    pub held_out: Option<&'a Dataset>,
+    pub progress: &'a Progress,
+}
+
+/// Where the run is, for whoever has to say where it ended.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub step: Cell<u64>,
+    pub phase: Cell<&'static str>,
+}
+
+/// What the supervisor asks for between two steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Write a checkpoint and go on.
+    Save,
+    /// Write a checkpoint and end as stopped.
+    Stop,
+    /// End as stopped at once; earlier checkpoints stay.
+    Abort,
+}
+
+/// How training ended, when it did not fail.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    Finished { step: u64, tokens: u64 },
+    Stopped { step: u64, reason: String },
+    Diverged { step: u64, loss: f64, reason: String },
+}
+
+/// Trains until the budget is spent, resuming from the run's last checkpoint where there is one.
+///
+/// `next_command` is asked between steps.
+///
+/// # Errors
+///
+/// When the training split is empty, or a checkpoint can't be read or written.
+pub fn train(
+    t: &Training,
+    sink: &mut impl Sink,
+    next_command: &mut dyn FnMut() -> Option<Command>,
+) -> Result<Ending> {
+    let config = &t.config.train;
+    t.model.set_requires_grad(true);
+    let parameters = t.model.parameters();
+    let mut optimizer = Optimizer::new(&config.optimizer, &parameters);
+    let schedule = Schedule::new(
+        &config.schedule,
+        config.learning_rate,
+        config.total_tokens.0,
+        t.config.tokens_per_step(),
+    );
+    let mut batches = Batches::new(t.train.clone(), config.micro_batch_size, config.seed)?;
+    let mut state = TrainerState::default();
+    if let Some((_, folder)) = t.paths.latest_checkpoint() {
+        state = checkpoint::load(&folder, t.model, &mut optimizer)?;
+        batches.seek(state.position)?;
+    }
+    let plan = Plan {
+        loss_tile_tokens: config.loss_tile_tokens,
+        activation_checkpointing: config.activation_checkpointing,
+    };
+    describe(t, &optimizer, &schedule, plan, sink);
+
+    let mut peaks = PhasePeaks::default();
+    let mut last_checkpoint = state.step;
+    let mut evaluations = 0;
+    let mut described = false;
+    while !spent(&state, t.config) {
+        match next_command() {
+            Some(Command::Save) => save(t, &optimizer, &state, &mut last_checkpoint, sink)?,
+            Some(Command::Stop) => {
+                save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+                return Ok(Ending::Stopped {
+                    step: state.step,
+                    reason: "stop was asked for".into(),
+                });
+            }
+            Some(Command::Abort) => {
+                return Ok(Ending::Stopped {
+                    step: state.step,
+                    reason: "abort was asked for".into(),
+                });
+            }
+            None => {}
+        }
+
+        let began = Instant::now();
+        t.progress.step.set(state.step + 1);
+        let learning_rate = schedule.learning_rate(state.tokens);
+        let micro_batches: Vec<Batch> =
+            batches.by_ref().take(config.gradient_accumulation_steps).collect();
+        let tokens: usize = micro_batches.iter().map(|batch| batch.input_ids.len()).sum();
+        let loss_tokens: usize = micro_batches.iter().map(|batch| batch.loss_tokens).sum();
+
+        if !described {
+            describe_batches(&micro_batches, sink);
+            described = true;
+        }
+
+        peaks.begin(t, "forward_backward");
+        let mut nll = 0.0;
+        for batch in &micro_batches {
+            let sum =
+                forward_backward(t.model, &stream(batch, t.model), 1.0 / loss_tokens as f64, plan);
+            nll += f64::try_from(&sum)?;
+        }
+        let loss = nll / loss_tokens as f64;
+        peaks.end(t, sink);
+
+        peaks.begin(t, "optimizer");
+        let gradients: Vec<Tensor> = parameters.iter().map(|(_, weight)| weight.grad()).collect();
+        let grad_norm = clip_grad_norm(&gradients, config.max_grad_norm);
+        let finite = loss.is_finite() && grad_norm.is_finite();
+        if finite {
+            optimizer.begin_step();
+            for (index, ((_, weight), gradient)) in parameters.iter().zip(&gradients).enumerate() {
+                optimizer.step_parameter(index, weight, gradient, learning_rate);
+            }
+        }
+        no_grad(|| gradients.into_iter().for_each(|mut gradient| drop(gradient.zero_())));
+        peaks.end(t, sink);
+
+        state.step += 1;
+        state.tokens += tokens as u64;
+        state.position = batches.position();
+        let step_seconds = began.elapsed().as_secs_f64();
+        sink.event(EventKind::Step {
+            step: state.step,
+            tokens: state.tokens,
+            loss,
+            learning_rate,
+            grad_norm,
+            step_seconds,
+            tokens_per_second: tokens as f64 / step_seconds,
+            peak_allocated: peaks.step.peak_allocated,
+            peak_reserved: peaks.step.peak_reserved,
+        });
+        if let Some(reason) = diverged(&mut state, loss, grad_norm, config.max_loss_ratio) {
+            return Ok(Ending::Diverged { step: state.step, loss, reason });
+        }
+        let every = t.config.eval.every_steps;
+        if every > 0 && state.step.is_multiple_of(every) && !spent(&state, t.config) {
+            evaluations += 1;
+            split_loss(t, state.step, sink)?;
+        }
+        let every = config.checkpoint_every_steps;
+        if every > 0 && state.step.is_multiple_of(every) {
+            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+        }
+    }
+
+    sink.fact("eval.every_steps", evaluations);
+    sink.fact("train.total_tokens", state.tokens);
+    sink.fact("train.max_steps", state.step);
+    split_loss(t, state.step, sink)?;
+    save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+    Ok(Ending::Finished { step: state.step, tokens: state.tokens })
+}
+
+fn spent(state: &TrainerState, config: &RunConfig) -> bool {
+    let steps = config.train.max_steps.is_some_and(|most| state.step >= most);
+    steps || state.tokens >= config.train.total_tokens.0
+}
+
+/// Records what the leaves were given, once they exist.
+fn describe(
+    t: &Training,
+    optimizer: &Optimizer,
+    schedule: &Schedule,
+    plan: Plan,
+    sink: &mut impl Sink,
+) {
+    for (name, value) in optimizer.describe().into_iter().chain(schedule.describe()) {
+        sink.fact(&name, value);
+    }
+    let config = &t.config.train;
+    sink.fact("train.max_grad_norm", config.max_grad_norm);
+    sink.fact("train.max_loss_ratio", config.max_loss_ratio);
+    sink.fact("train.loss_tile_tokens", plan.loss_tile_tokens as u64);
+    sink.fact("train.activation_checkpointing", plan.activation_checkpointing);
+    sink.fact("train.checkpoint_every_steps", config.checkpoint_every_steps);
+    sink.fact("train.keep_checkpoints", config.keep_checkpoints as u64);
+}
+
+/// Records the first step's batches as they were drawn.
+fn describe_batches(micro_batches: &[Batch], sink: &mut impl Sink) {
+    let blocks: Vec<_> = micro_batches.iter().map(|batch| batch.block_indices.clone()).collect();
+    sink.fact("train.micro_batch_size", blocks[0].len() as u64);
+    sink.fact("train.gradient_accumulation_steps", blocks.len() as u64);
+    sink.fact("train.seed", serde_json::json!({ "first_blocks": blocks }));
+}
+
+/// A batch on the model's device.
+pub fn stream(batch: &Batch, model: &Model) -> Stream {
+    let to_device = |ids: &[i64]| Tensor::from_slice(ids).to_device(model.device);
+    Stream {
+        input_ids: to_device(&batch.input_ids),
+        labels: to_device(&batch.labels),
+        lengths: batch.segment_lengths.clone(),
+    }
+}
+
+/// Judges the loss after a step; the reason when it left all bounds.
+fn diverged(state: &mut TrainerState, loss: f64, grad_norm: f64, max_ratio: f64) -> Option<String> {
+    if !loss.is_finite() {
+        return Some(format!("the loss is {loss}"));
+    }
+    if !grad_norm.is_finite() {
+        return Some(format!("the gradient norm is {grad_norm}"));
+    }
+    state.recent_losses.push(loss);
+    if state.recent_losses.len() > AVERAGE_STEPS {
+        state.recent_losses.remove(0);
+    }
+    if state.recent_losses.len() < AVERAGE_STEPS {
+        return None;
+    }
+    let average = state.recent_losses.iter().sum::<f64>() / AVERAGE_STEPS as f64;
+    let lowest = state.lowest_average.map_or(average, |lowest| lowest.min(average));
+    state.lowest_average = Some(lowest);
+    (average > max_ratio * lowest).then(|| {
+        format!(
+            "the loss averaged over {AVERAGE_STEPS} steps is {average:.4}, more than train.max_loss_ratio ({max_ratio}) times its lowest ({lowest:.4})"
+        )
+    })
+}
+
+fn split_loss(t: &Training, step: u64, sink: &mut impl Sink) -> Result<()> {
+    let Some(held_out) = t.held_out else { return Ok(()) };
+    t.progress.phase.set("eval");
+    let eval = &t.config.eval;
+    let (loss, tokens) =
+        eval::split_loss(t.model, held_out, eval.loss_tokens.0, t.config.train.loss_tile_tokens)?;
+    sink.event(EventKind::Eval { step, split: eval.split.clone(), loss, tokens });
+    sink.fact("eval.loss_tokens", tokens);
+    Ok(())
+}
+
+fn save(
+    t: &Training,
+    optimizer: &Optimizer,
+    state: &TrainerState,
+    last: &mut u64,
+    sink: &mut impl Sink,
+) -> Result<()> {
+    // Nothing has changed since; step 0 of a fresh run is the base model itself.
+    if *last == state.step {
+        return Ok(());
+    }
+    t.progress.phase.set("checkpoint");
+    let bytes = checkpoint::save(t.paths, t.model, optimizer, t.tokenizer, state)?;
+    *last = state.step;
+    checkpoint::prune(t.paths, t.config.train.keep_checkpoints);
+    let folder = t.paths.checkpoint(state.step);
+    let path = folder.strip_prefix(&t.paths.folder).unwrap_or(&folder).display().to_string();
+    sink.event(EventKind::Checkpoint { step: state.step, path, bytes });
+    Ok(())
+}
+
+/// Peak memory by phase; an event whenever a phase reaches further than it did before.
+#[derive(Default)]
+struct PhasePeaks {
+    /// The peak of the step so far.
+    step: torch::Memory,
+    highest: std::collections::HashMap<&'static str, u64>,
+}
+
+impl PhasePeaks {
+    fn begin(&mut self, t: &Training, phase: &'static str) {
+        t.progress.phase.set(phase);
+        if phase == "forward_backward" {
+            self.step = torch::Memory::default();
+        }
+        // Resident memory has one high-water mark for the process; resetting it every step costs more than it tells.
+        if t.model.device.is_cuda() {
+            torch::reset_peak(t.model.device);
+        }
+    }
+
+    fn end(&mut self, t: &Training, sink: &mut impl Sink) {
+        let phase = t.progress.phase.get();
+        let now = torch::memory(t.model.device);
+        self.step.peak_allocated = self.step.peak_allocated.max(now.peak_allocated);
+        self.step.peak_reserved = self.step.peak_reserved.max(now.peak_reserved);
+        let highest = self.highest.entry(phase).or_default();
+        // A percent of growth is news; a few bytes are not.
+        if now.peak_allocated as f64 > *highest as f64 * 1.01 {
+            *highest = now.peak_allocated;
+            sink.event(EventKind::Memory {
+                step: t.progress.step.get(),
+                phase: phase.to_string(),
+                allocated: now.allocated,
+                reserved: now.reserved,
+                peak_allocated: now.peak_allocated,
+                peak_reserved: now.peak_reserved,
+            });
+        }
+    }
+}

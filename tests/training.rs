@@ -1,0 +1,185 @@
+//! The worker as a whole: determinism, exact resume, endings.
+
+#[path = "support/worker.rs"]
+mod worker;
+
+use fathom_spec::record::{EventKind, RunPaths};
+use worker::{Outcome, config, run, spawn};
+
+fn weights(paths: &RunPaths) -> Vec<u8> {
+    let (_, folder) = paths.latest_checkpoint().expect("a finished run has a checkpoint");
+    std::fs::read(folder.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run(dir.path(), "first", &config(dir.path(), &[]));
+    let second = run(dir.path(), "second", &config(dir.path(), &[]));
+    first.assert_finished();
+    assert_eq!(first.losses().len(), 5);
+    assert_eq!(first.losses(), second.losses());
+    assert_eq!(weights(&first.paths), weights(&second.paths));
+    let other = run(dir.path(), "other", &config(dir.path(), &[("train.seed", "2")]));
+    assert_ne!(first.losses(), other.losses());
+}
+
+/// Stopped at some step and started again, a run goes on as if nothing had been: losses and weights, bit for bit.
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for optimizer in [
+        "{type: adamw, weight_decay: 0.1}",
+        "{type: adafactor}",
+        "{type: adafactor_sum}",
+        "{type: sgd, momentum: 0.9}",
+    ] {
+        let settings = [
+            ("train.optimizer", optimizer),
+            ("train.schedule", "{type: wsd, warmup_tokens: 128, decay_tokens: 128}"),
+            ("train.total_tokens", "1024"),
+            ("train.gradient_accumulation_steps", "2"),
+        ];
+        let with = |steps: &'static str| {
+            let mut settings = settings.to_vec();
+            settings.push(("train.max_steps", steps));
+            config(dir.path(), &settings)
+        };
+        let name = optimizer.split(&[',', '}']).next().unwrap().replace("{type: ", "");
+        let whole = run(dir.path(), &format!("{name}-whole"), &with("7"));
+        whole.assert_finished();
+        run(dir.path(), &format!("{name}-resumed"), &with("3")).assert_finished();
+        let resumed = run(dir.path(), &format!("{name}-resumed"), &with("7"));
+        resumed.assert_finished();
+        assert_eq!(resumed.losses(), whole.losses(), "{optimizer}");
+        assert_eq!(weights(&resumed.paths), weights(&whole.paths), "{optimizer}");
+    }
+}
+
+/// Two micro-batches accumulated are one of twice the size.
+#[test]
+fn accumulation_equals_a_larger_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let losses = |name: &str, batch: &str, accumulate: &str| {
+        let settings =
+            [("train.micro_batch_size", batch), ("train.gradient_accumulation_steps", accumulate)];
+        run(dir.path(), name, &config(dir.path(), &settings)).losses()
+    };
+    let (one, two) = (losses("one", "4", "1"), losses("two", "2", "2"));
+    assert_eq!(one.len(), two.len());
+    for ((_, a), (_, b)) in one.iter().zip(&two) {
+        assert!((a / b - 1.0).abs() < 1e-5, "{a} and {b}");
+    }
+}
+
+#[test]
+fn checkpointing_and_bfloat16_learn_as_float32_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let last = |name: &str, settings: &[(&str, &str)]| {
+        let mut all = vec![("train.total_tokens", "6400")];
+        all.extend(settings);
+        let outcome = run(dir.path(), name, &config(dir.path(), &all));
+        outcome.assert_finished();
+        outcome.losses().last().unwrap().1
+    };
+    let plain = last("plain", &[]);
+    let checkpointed = last("checkpointed", &[("train.activation_checkpointing", "true")]);
+    let half = last("half", &[("model.dtype", "bfloat16")]);
+    let start = run(dir.path(), "start", &config(dir.path(), &[])).losses()[0].1;
+    assert!(plain < 0.6 * start, "the loss falls: from {start} to {plain}");
+    assert!((checkpointed / plain - 1.0).abs() < 1e-3, "{checkpointed} and {plain}");
+    // Rounding differs at every step, so the curves part; what was learnt is the same to a few percent of the fall.
+    assert!((half - plain).abs() < 0.03 * (start - plain), "{half} and {plain}");
+}
+
+#[test]
+fn a_loss_that_leaves_all_bounds_ends_the_run_as_diverged() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [
+        ("train.learning_rate", "1e3"),
+        ("train.optimizer", "{type: sgd}"),
+        ("train.max_grad_norm", "null"),
+        ("train.total_tokens", "64K"),
+    ];
+    let outcome = run(dir.path(), "wild", &config(dir.path(), &settings));
+    let EventKind::Diverged { step, reason, .. } = outcome.ending() else {
+        panic!("{:?}", outcome.ending());
+    };
+    assert!(*step < 1000, "it ends early, at step {step}");
+    assert!(reason.contains("loss") || reason.contains("gradient norm"), "{reason}");
+}
+
+/// Memory is capped well above the start and far below what the step needs.
+#[test]
+fn memory_that_runs_out_ends_the_run_as_out_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [
+        ("model.config.max_position_embeddings", "1M"),
+        ("model.config.max_position_embeddings", "1048576"),
+        ("model.attention", "eager"),
+        ("data.corpus", "random"),
+        ("train.sequence_length", "16384"),
+        ("train.total_tokens", "64K"),
+        ("run.memory_cap", "1GiB"),
+        ("eval.context_lengths", "[]"),
+    ];
+    let outcome = spawn(dir.path(), "large", &config(dir.path(), &settings));
+    let EventKind::OutOfMemory { asked, free, phase, .. } = outcome.ending() else {
+        panic!("{:?}", outcome.ending());
+    };
+    assert_eq!(phase, "forward_backward");
+    let (asked, free) = (asked.expect("what was asked"), free.expect("what was free"));
+    assert!(asked > free, "asked for {asked} with {free} free");
+}
+
+#[test]
+fn a_stop_command_ends_with_a_checkpoint_that_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(
+        dir.path(),
+        &[("train.checkpoint_every_steps", "2"), ("train.keep_checkpoints", "9")],
+    );
+    let whole = run(dir.path(), "whole", &config);
+    // A command that waits when the run begins is acted on before its first step.
+    let folder = dir.path().join("stopped");
+    std::fs::create_dir_all(folder.join("control")).unwrap();
+    std::fs::write(folder.join("control/1.json"), r#"{"command": "stop"}"#).unwrap();
+    let stopped = run(dir.path(), "stopped", &config);
+    assert!(
+        matches!(stopped.ending(), EventKind::Stopped { step: 0, .. }),
+        "{:?}",
+        stopped.ending()
+    );
+    assert!(!folder.join("control/1.json").exists(), "the command is taken away");
+    let resumed = run(dir.path(), "stopped", &config);
+    resumed.assert_finished();
+    assert_eq!(resumed.losses(), whole.losses());
+    let attempts: Vec<u32> = resumed
+        .events
+        .iter()
+        .filter_map(|e| match e.kind {
+            EventKind::Started { attempt, .. } => Some(attempt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(attempts, [1, 2]);
+}
+
+#[test]
+fn what_cannot_be_run_fails_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |settings: &[(&str, &str)]| -> String {
+        let outcome: Outcome = run(dir.path(), "refused", &config(dir.path(), settings));
+        let EventKind::Failed { error } = outcome.ending() else {
+            panic!("{:?}", outcome.ending())
+        };
+        error.clone()
+    };
+    let long = error(&[("train.sequence_length", "65")]);
+    assert!(long.contains("max_position_embeddings (64), found `65`"), "{long}");
+    assert!(long.contains("help: set model.max_position_embeddings: 65"), "{long}");
+    let lost = error(&[("data.corpus", "nowhere")]);
+    assert!(lost.contains("nowhere"), "{lost}");
+    let split = error(&[("data.splits", "{validation: [helt_out.txt]}")]);
+    assert!(split.contains("helt_out.txt") && split.contains("held_out.txt"), "{split}");
+}
