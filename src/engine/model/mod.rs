@@ -64,8 +64,9 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// When a tensor is missing or has another shape than `config` says: with file, name and both shapes.
+    /// When a tensor is missing, unexpected or of another shape than `config` says: with file, name and both shapes.
     pub fn load(files: &ModelFiles, config: ModelConfig, setup: Setup) -> Result<Model> {
+        files.check()?;
         let table = weights::tensor_table(&config);
         let mut tensors = HashMap::with_capacity(table.len());
         for (name, shape) in &table {

@@ -150,7 +150,7 @@ impl ModelConfig {
         object.insert("num_key_value_heads".into(), self.num_key_value_heads().into());
         object.insert("rope_parameters".into(), self.rope_parameters.to_hf_json());
         if self.model_type == "llama" {
-            object.remove("sliding_window");
+            object.shift_remove("sliding_window");
         }
         json
     }

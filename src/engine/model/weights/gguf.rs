@@ -267,3 +267,195 @@ fn read_rope(gguf: &Gguf, architecture: &str) -> Result<RopeParameters> {
 fn shortest(value: f64) -> f64 {
     (value as f32).to_string().parse().expect("a float prints as a number")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: &[(&str, &[f32])] = &[];
+
+    /// A GGUF file of a model with heads of 8 whose only tensors are a float32 embedding `[3, 16]` and `factors`.
+    fn open(metadata: &[(&str, Value)], factors: &[(&str, &[f32])]) -> Result<GgufFile> {
+        let sizes = [
+            ("llama.block_count", 2),
+            ("llama.context_length", 64),
+            ("llama.embedding_length", 16),
+            ("llama.feed_forward_length", 24),
+            ("llama.attention.head_count", 2),
+        ];
+        let mut values = BTreeMap::from([
+            ("general.architecture", Value::String("llama".into())),
+            ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+        ]);
+        values.extend(sizes.map(|(key, size)| (key, Value::U32(size))));
+        values.extend(metadata.iter().cloned());
+        let mut tensors: Vec<(&str, Vec<u64>, Vec<f32>)> =
+            vec![("token_embd.weight", vec![16, 3], vec![0.0; 48])];
+        for (name, factors) in factors {
+            tensors.push((name, vec![factors.len() as u64], factors.to_vec()));
+        }
+
+        let mut file = b"GGUF".to_vec();
+        let text = |file: &mut Vec<u8>, text: &str| {
+            file.extend((text.len() as u64).to_le_bytes());
+            file.extend(text.as_bytes());
+        };
+        file.extend(3u32.to_le_bytes());
+        file.extend((tensors.len() as u64).to_le_bytes());
+        file.extend((values.len() as u64).to_le_bytes());
+        for (key, value) in values {
+            text(&mut file, key);
+            match value {
+                Value::U32(n) => file.extend([4u32.to_le_bytes(), n.to_le_bytes()].concat()),
+                Value::F32(x) => file.extend([6u32.to_le_bytes(), x.to_le_bytes()].concat()),
+                Value::String(s) => {
+                    file.extend(8u32.to_le_bytes());
+                    text(&mut file, &s);
+                }
+                other => panic!("not needed here: {other:?}"),
+            }
+        }
+        let mut data: Vec<u8> = Vec::new();
+        for (name, sizes, elements) in tensors {
+            text(&mut file, name);
+            file.extend((sizes.len() as u32).to_le_bytes());
+            sizes.iter().for_each(|size| file.extend(size.to_le_bytes()));
+            file.extend(0u32.to_le_bytes()); // F32
+            file.extend((data.len() as u64).to_le_bytes());
+            elements.iter().for_each(|x| data.extend(x.to_le_bytes()));
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(data);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        std::fs::write(&path, file).unwrap();
+        GgufFile::open(&path)
+    }
+
+    fn rope(metadata: &[(&str, Value)], factors: &[(&str, &[f32])]) -> RopeParameters {
+        open(metadata, factors).unwrap().config.rope_parameters
+    }
+
+    fn scaling(kind: &str) -> (&'static str, Value) {
+        ("llama.rope.scaling.type", Value::String(kind.into()))
+    }
+
+    #[test]
+    fn every_rope_of_llama_cpp_has_its_hugging_face_form() {
+        let plain = RopeParameters { rope_theta: Some(10_000.0), ..RopeParameters::default() };
+        let theta = ("llama.rope.freq_base", Value::F32(500_000.0));
+        let factor = ("llama.rope.scaling.factor", Value::F32(4.0));
+        let original = ("llama.rope.scaling.original_context_length", Value::U32(16));
+        let own = ("llama.rope.scaling.attn_factor", Value::F32(0.5));
+
+        assert_eq!(rope(&[], NONE), plain);
+        assert_eq!(rope(&[theta], NONE).rope_theta, Some(500_000.0));
+        assert_eq!(rope(&[scaling("none")], NONE), plain);
+        let linear =
+            RopeParameters { rope_type: RopeType::Linear, factor: Some(4.0), ..plain.clone() };
+        assert_eq!(rope(&[scaling("linear"), factor.clone()], NONE), linear);
+        assert_eq!(rope(&[("llama.rope.scale_linear", Value::F32(4.0))], NONE), linear);
+        let yarn = RopeParameters {
+            rope_type: RopeType::Yarn,
+            factor: Some(4.0),
+            original_max_position_embeddings: Some(16),
+            ..plain.clone()
+        };
+        let written = [scaling("yarn"), factor, original.clone()];
+        assert_eq!(rope(&written, NONE), yarn);
+        let written = [&written[..], std::slice::from_ref(&own)].concat();
+        let scaled = rope(&written, NONE).attention_factor.unwrap();
+        assert!((scaled - 0.5 * (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12, "{scaled}");
+
+        let llama3 = rope(&[], &[("rope_freqs.weight", &[1.0, 1.1, 4.0, 8.0])]);
+        let longrope = RopeParameters {
+            rope_type: RopeType::Longrope,
+            original_max_position_embeddings: Some(64),
+            attention_factor: Some(1.0),
+            short_factor: Some(vec![1.0, 1.1, 4.0, 8.0]),
+            long_factor: Some(vec![1.0, 1.1, 4.0, 8.0]),
+            ..plain
+        };
+        assert_eq!(llama3, longrope);
+        let found = rope(
+            &[scaling("longrope"), original, own],
+            &[
+                ("rope_factors_short.weight", &[1.0, 1.0, 1.0, 2.0]),
+                ("rope_factors_long.weight", &[1.0, 2.0, 3.0, 4.0]),
+            ],
+        );
+        let expected = RopeParameters {
+            original_max_position_embeddings: Some(16),
+            attention_factor: Some(0.5),
+            short_factor: Some(vec![1.0, 1.0, 1.0, 2.0]),
+            long_factor: Some(vec![1.0, 2.0, 3.0, 4.0]),
+            ..longrope
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_window_makes_a_mistral() {
+        let config =
+            open(&[("llama.attention.sliding_window", Value::U32(32))], NONE).unwrap().config;
+        assert_eq!((config.model_type.as_str(), config.sliding_window), ("mistral", Some(32)));
+        let config =
+            open(&[("llama.attention.sliding_window", Value::U32(0))], NONE).unwrap().config;
+        assert_eq!((config.model_type.as_str(), config.sliding_window), ("llama", None));
+    }
+
+    #[test]
+    fn what_is_not_computed_here_is_refused() {
+        let check = |key, value, expected: &str| {
+            let error = format!("{:#}", open(&[(key, value)], NONE).err().expect("an error"));
+            assert!(error.contains("m.gguf: ") && error.contains(expected), "{error}");
+        };
+        let text = |text: &str| Value::String(text.into());
+        check(
+            "general.architecture",
+            text("qwen2"),
+            "general.architecture: expected `llama` or `mistral`, found `qwen2`",
+        );
+        check(
+            "llama.expert_count",
+            Value::U32(8),
+            "llama.expert_count: expected a model without experts",
+        );
+        check(
+            "llama.rope.dimension_count",
+            Value::U32(4),
+            "llama.rope.dimension_count: expected the head's 8, found 4",
+        );
+        check(
+            "llama.rope.scaling.type",
+            text("ntk"),
+            "scaling.type: expected `none`, `linear`, `yarn` or `longrope`, found `ntk`",
+        );
+        check("llama.rope.scaling.type", text("yarn"), "rope_type `yarn` needs `factor`");
+        check(
+            "llama.block_count",
+            text("two"),
+            "llama.block_count: expected a non-negative integer",
+        );
+        let beside = open(&[scaling("linear")], &[("rope_freqs.weight", &[1.0; 4])]);
+        let error = format!("{:#}", beside.err().expect("an error"));
+        assert!(
+            error.contains("expected `none` beside `rope_freqs.weight`, found `linear`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn names_without_a_place_in_a_llama_are_kept() {
+        assert_eq!(
+            hugging_face_name("blk.7.ffn_up.weight").unwrap(),
+            "model.layers.7.mlp.up_proj.weight"
+        );
+        assert_eq!(hugging_face_name("blk.7.attn_q.bias"), None);
+        assert_eq!(hugging_face_name("blk.7.ffn_gate_exps.weight"), None);
+        let file = open(&[], &[("blk.0.attn_q.bias", &[0.0; 8])]).unwrap();
+        let names: Vec<_> = file.shapes().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["blk.0.attn_q.bias", "model.embed_tokens.weight"]);
+    }
+}
