@@ -244,7 +244,7 @@ fn rope_sweep(seeds: i64) -> Store {
             let mut made = Made::finished(json!({
                 "model.rope_parameters.rope_type": kind,
                 "model.rope_parameters.rope_theta": if name == "theta" { 500_000.0 } else { 10_000.0 },
-                "model.path": format!("/somewhere/private/{kind}/model"),
+                "model.path": format!("/somewhere/private/{kind}"),
                 "train.sequence_length": 256,
                 "train.seed": seed,
                 "eval.split": "validation",
@@ -432,6 +432,56 @@ fn plots_are_whole_and_nothing_in_them_is_clipped() {
                     assert!(inside, "{name}: {pair}");
                 }
             }
+        }
+    }
+}
+
+/// Where an SVG's texts stand, in pixels: (x, y, text).
+fn texts(svg: &str) -> Vec<(f64, f64, String)> {
+    let number = |tag: &str, key: &str| -> f64 {
+        let (_, rest) = tag.split_once(&format!(" {key}=\"")).unwrap();
+        rest.split_once('"').unwrap().0.parse::<f64>().unwrap() / 10.0
+    };
+    svg.split("<text ")
+        .skip(1)
+        .map(|rest| {
+            let (tag, rest) = rest.split_once('>').unwrap();
+            let text = rest.split_once("</text>").unwrap().0.trim().to_string();
+            (number(tag, "x"), number(tag, "y"), text)
+        })
+        .collect()
+}
+
+#[test]
+fn twelve_series_with_long_names_stay_apart() {
+    let mut store = Store::new("many", None, json!({"name": "many"}));
+    for (index, rope) in (0..).zip(["plain", "linear", "yarn", "theta"]) {
+        for rate in [1e-5, 1e-4, 1e-3] {
+            for seed in 0..2 {
+                let mut made = Made::finished(json!({"train.sequence_length": 4096}));
+                let id = index * 100 + seed;
+                made.losses = falling(2.2 + index as f64 * 0.01, id);
+                made.perplexity = [2048i64, 4096, 8192, 16_384]
+                    .map(|length| {
+                        let nll = 2.2 + 0.02 * noise(id, length, (rate * 1e6) as i64);
+                        ("last_stride", length, vec![nll, nll + 0.1])
+                    })
+                    .to_vec();
+                let label = format!("model.rope_parameters={rope}, train.learning_rate={rate:e}");
+                let settings = json!({"model.rope_parameters": rope, "train.learning_rate": rate});
+                store.point(&label, seed, settings, Some(made));
+            }
+        }
+    }
+    let files = store.render();
+    show("many", &files);
+    for name in ["perplexity_last_stride.svg", "loss.svg"] {
+        let mut labels: Vec<(f64, f64, String)> =
+            texts(&files[name]).into_iter().filter(|(_, _, text)| text.contains('…')).collect();
+        assert_eq!(labels.len(), 12, "{name}: {labels:?}");
+        labels.sort_by(|a, b| a.1.total_cmp(&b.1));
+        for pair in labels.windows(2) {
+            assert!(pair[1].1 - pair[0].1 > 16.0, "{name}: {pair:?}");
         }
     }
 }

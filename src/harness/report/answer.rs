@@ -1,7 +1,7 @@
 //! The answer of a report: which label is best, by how much, how sure that is, and what is missing.
 
 use super::input::Point;
-use super::page::{bold, in_code, interval_text, method_name, name_of_loss, text, without_paths};
+use super::page::{as_sure_as, bold, in_code, method_name, name_of_loss, text, without_paths};
 use super::plot::axis::length_label;
 use super::statistics::Interval;
 use super::summary::{Ceiling, Difference, Measure, Summary, plain};
@@ -42,8 +42,14 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         false => (estimate.mean, estimate.interval),
     };
     let seeds = estimate.by_seed.len();
+    let half = interval.map_or(0.0, |i| i.half_width());
     let sure = match interval {
-        Some(interval) => format!("{}, {}", interval_text(&interval), count(seeds, "seed")),
+        Some(i) => format!(
+            "95 % interval {} to {}, {}",
+            as_sure_as(i.low, half),
+            as_sure_as(i.high, half),
+            count(seeds, "seed")
+        ),
         None => "one seed, so there is no interval over seeds".to_string(),
     };
     let name = |label: usize| bold(&summary.labels[label].name);
@@ -51,7 +57,7 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         "{} has the lowest {}: **{}** ({sure})",
         name(best),
         measure_name(measure),
-        format_number(value)
+        as_sure_as(value, half)
     );
     let compared: Vec<usize> = (0..summary.labels.len())
         .filter(|&label| label != best && summary.difference(label, best, measure).is_some())
@@ -122,7 +128,8 @@ fn lower(difference: &Difference, is_perplexity: bool) -> String {
     // The other way round: how far the second lies above the first.
     let above = difference.interval.map(|i| Interval { mean: -i.mean, low: -i.high, high: -i.low });
     if !is_perplexity {
-        let shown = |x: f64| format_number(x);
+        let half = above.map_or(0.0, |i| i.half_width());
+        let shown = |x: f64| as_sure_as(x, half);
         return format!("{} lower ({}) than", shown(-difference.mean), within(above, &shown));
     }
     let widest = above.map_or(difference.mean.abs(), |i| i.low.abs().max(i.high.abs()));
@@ -286,7 +293,11 @@ fn failures(summary: &Summary) -> Option<String> {
     };
     failed.truncate(NAMED_FAILURES);
     let of = if points == 1 { "the only run".into() } else { format!("{points} runs") };
-    Some(format!("Of {of}, {all} did not finish and do not count: {}{more}.", failed.join("; ")))
+    let does = if all == 1 { "does" } else { "do" };
+    Some(format!(
+        "Of {of}, {all} did not finish and {does} not count: {}{more}.",
+        failed.join("; ")
+    ))
 }
 
 /// Why a run is not finished, in a few words: `out of memory: asked for 2.1 GiB, 0.6 GiB free`.
@@ -324,7 +335,7 @@ fn list(names: &[String]) -> String {
 }
 
 /// A value of a searched parameter: with thousands apart where it is a whole number.
-fn whole(value: f64) -> String {
+pub fn whole(value: f64) -> String {
     if value.fract() != 0.0 || value.abs() >= 1e15 {
         return format_number(value);
     }
@@ -374,7 +385,7 @@ mod tests {
         );
         assert_eq!(
             lower(&about(-0.05, 0.01), false),
-            "0.05 lower (95 % interval 0.04 to 0.06, paired over 3 seeds) than"
+            "0.050 lower (95 % interval 0.040 to 0.060, paired over 3 seeds) than"
         );
         let single = Difference { interval: None, seeds: 1, ..about(-0.05, 0.0) };
         assert_eq!(lower(&single, true), "4.9 % lower (one seed: no interval) than");

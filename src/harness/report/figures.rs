@@ -1,6 +1,6 @@
 //! The figures of a report: which ones a sweep calls for, and the numbers that each shows.
 
-use super::input::Run;
+use super::input::{Point, Run};
 use super::page::{method_name, name_of_loss};
 use super::plot::Style;
 use super::plot::axis::{Axis, Scale, length_label};
@@ -37,7 +37,10 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     }
     figures.extend(by_number(summary)?);
     figures.extend(nll_by_position(summary)?);
-    figures.extend(loss_curves(summary)?);
+    // The probes of a search are too short to have a curve.
+    if !matches!(summary.measure, Measure::Ceiling { .. }) {
+        figures.extend(loss_curves(summary)?);
+    }
     Ok(figures)
 }
 
@@ -170,12 +173,22 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
         if curves.is_empty() {
             continue;
         }
+        let is_finished = |run: &Run| run.status == "finished";
+        let any_finished = curves.iter().any(|(_, run, _)| is_finished(run));
         let mut by_step: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
+        let mut averaged = 0;
         for (seed, run, curve) in &curves {
             rows.extend(curve.iter().map(|&(step, loss)| (label.name.clone(), *seed, step, loss)));
-            if run.status == "finished" {
+            if is_finished(run) {
                 settled.extend(thin(curve).into_iter().map(|(_, loss)| loss));
+            } else if run.status == "diverged" {
+                let last = curve.iter().rfind(|(_, loss)| loss.is_finite());
+                one.crosses.extend(last.map(|&(step, loss)| (step as f64, Some(loss))));
             }
+            if any_finished && !is_finished(run) {
+                continue;
+            }
+            averaged += 1;
             for &(step, loss) in *curve {
                 by_step.entry(step).or_default().push(loss);
             }
@@ -183,7 +196,7 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
         // The mean ends where the first seed does: past it, it would jump.
         let means: Vec<(i64, f64)> = by_step
             .into_iter()
-            .filter(|(_, losses)| losses.len() == curves.len())
+            .filter(|(_, losses)| losses.len() == averaged)
             .filter_map(|(step, losses)| Some((step, mean(&losses)?)))
             .collect();
         one.points = thin(&means).into_iter().map(|(x, y)| Dot { x, y, whisker: None }).collect();
@@ -199,6 +212,9 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
         settled = series.iter().flat_map(|s| &s.points).map(|dot| dot.y).collect();
     }
     let steps = rows.iter().map(|(_, _, step, _)| *step as f64);
+    let pale = series.iter().any(|s| !s.faint.is_empty()).then_some("pale: single seeds");
+    let diverged = series.iter().any(|s| !s.crosses.is_empty()).then_some("× diverged");
+    let notes: Vec<&str> = pale.into_iter().chain(diverged).collect();
     let title = "Training loss".to_string();
     let chart = LineChart {
         description: describe("step", "Training loss", &series),
@@ -206,7 +222,7 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
         y: Axis::around("loss (nats per token)", Scale::Linear, 0.05, settled),
         verticals: Vec::new(),
         horizontals: Vec::new(),
-        note: "pale: single seeds".into(),
+        note: notes.join("; "),
         title: title.clone(),
         series,
     };
@@ -218,8 +234,8 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
     ])?;
     Ok(Some(Figure {
         name: "loss".into(),
-        caption: "Means over seeds, with the single seeds pale behind them. The axis is that of the runs that finished: \
-                  a loss that left all bounds leaves the plot."
+        caption: "Means over the seeds that finished; single seeds are pale. The axis is that of the runs that finished: \
+                  a loss that leaves all bounds leaves the plot."
             .into(),
         title,
         svg: chart.to_svg()?,
@@ -395,7 +411,8 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
     let spread = values[values.len() - 1] / values[0];
     let scale = if values[0] > 0.0 && spread >= 4.0 { Scale::Log } else { Scale::Linear };
     let y_scale = if is_perplexity { Scale::Log } else { Scale::Linear };
-    let y_title = if is_perplexity { format!("{what} (log scale)") } else { what.clone() };
+    let unit = if is_perplexity { "log scale" } else { "nats per token" };
+    let y_title = format!("{what} ({unit})");
     let log = if scale == Scale::Log { " (log scale)" } else { "" };
     let failed = series.iter().any(|s| !s.crosses.is_empty());
     let title = format!("{}{} by {short}", what[..1].to_uppercase(), &what[1..]);
@@ -437,7 +454,7 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
         return Ok(None);
     }
     let gib = |bytes: i64| Bytes(bytes.max(0) as u64).as_gib();
-    let caps: BTreeSet<i64> = summary.comparison.points.iter().filter_map(cap).collect();
+    let caps: BTreeSet<(i64, &str)> = summary.comparison.points.iter().filter_map(cap).collect();
     let mut rows = Vec::new();
     let mut series: Vec<Series> = Vec::new();
     for (index, Ceiling { name, points, .. }) in ceilings.iter().enumerate() {
@@ -469,14 +486,14 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
         }
         series.push(one);
     }
-    let heights = series
-        .iter()
-        .flat_map(|s| s.points.iter().map(|dot| dot.y).chain(s.crosses.iter().filter_map(|c| c.1)))
-        .chain(caps.iter().copied().map(gib));
-    let highest = heights.filter(|x| x.is_finite()).fold(0.0, f64::max);
-    let horizontals = caps.iter().map(|&cap| Reference {
-        value: gib(cap),
-        label: format!("memory there is: {}", Bytes(cap as u64)),
+    let real = series.iter().flat_map(|s| &s.points).map(|dot| dot.y);
+    let real = real.chain(caps.iter().map(|&(bytes, _)| gib(bytes))).fold(0.0, f64::max);
+    let wished = series.iter().flat_map(|s| &s.crosses).filter_map(|cross| cross.1);
+    // What could never be had is not to flatten what was.
+    let highest = wished.fold(real, f64::max).min(1.6 * real).max(1e-3);
+    let horizontals = caps.iter().map(|&(bytes, name)| Reference {
+        value: gib(bytes),
+        label: format!("{name}: {}", Bytes(bytes as u64)),
     });
     let title = "Peak memory by sequence length".to_string();
     let chart = LineChart {
@@ -487,7 +504,7 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
             0.06,
             lengths.iter().map(|&length| length as f64),
         ),
-        y: Axis::around("peak allocated memory (GiB)", Scale::Linear, 0.0, [0.0, highest * 1.12]),
+        y: Axis::around("peak allocated memory (GiB)", Scale::Linear, 0.0, [0.0, highest * 1.08]),
         verticals: Vec::new(),
         horizontals: horizontals.collect(),
         note: match series.iter().any(|s| !s.crosses.is_empty()) {
@@ -507,7 +524,7 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
     Ok(Some(Figure {
         name: "memory".into(),
         caption: "Peak allocation of the runs that finished. An × is a run that did not: where memory ran out it stands \
-                  at what was held plus what was asked for, otherwise at the top."
+                  at what was held plus what was asked for, at the top where that is off the plot or not known."
             .into(),
         title,
         svg: chart.to_svg()?,
@@ -515,10 +532,12 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
     }))
 }
 
-/// The memory that a run could take: its cap, or what the device has.
-pub fn cap(point: &super::input::Point) -> Option<i64> {
+/// The memory that a run could take, and what it is called: its cap, or what there was when it ran out.
+fn cap(point: &Point) -> Option<(i64, &'static str)> {
     let run = point.run.as_ref()?;
-    run.params.get("run.memory_cap").and_then(Value::as_i64).or(run.total_bytes)
+    let cap = run.params.get("run.memory_cap").and_then(Value::as_i64);
+    let total = run.total_bytes.map(|bytes| (bytes, "device memory"));
+    cap.map(|bytes| (bytes, "memory cap")).or(total)
 }
 
 /// A key as part of a file's name.

@@ -54,9 +54,6 @@ pub fn render(comparison: &Comparison) -> Result<Files> {
     if !summary.methods.is_empty() {
         let by_run = tables::perplexity(&summary)?;
         files.insert("perplexity_by_run.csv".into(), tables::to_csv(&by_run)?);
-        page.push_str(
-            "\nPerplexity of every run by context length: [perplexity_by_run.csv](perplexity_by_run.csv)\n",
-        );
     }
     for figure in figures {
         files.insert(format!("{}.svg", figure.name), figure.svg);

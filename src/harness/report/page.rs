@@ -2,7 +2,7 @@
 //!
 //! [`page`] is the table of contents; each section is a function below it.
 
-use super::answer::{answer, count, measure_name, reason};
+use super::answer::{answer, count, measure_name, reason, whole};
 use super::figures::Figure;
 use super::input::Run;
 use super::plot::axis::length_label;
@@ -101,6 +101,11 @@ fn results(summary: &Summary) -> Result<String> {
         section.push_str(&format!("\nBy the other method, {}:\n\n", method_name(method)));
         section.push_str(&results_table(summary, Some(method), false)?);
     }
+    if !summary.methods.is_empty() {
+        section.push_str(
+            "\nPerplexity of every run: [perplexity_by_run.csv](perplexity_by_run.csv).\n",
+        );
+    }
     Ok(section)
 }
 
@@ -191,7 +196,7 @@ fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
             let peak = point.run.as_ref().and_then(|run| run.peak_allocated);
             let rate = point.run.as_ref().and_then(|run| run.tokens_per_second());
             let is_largest = ceiling.largest == Some(*value);
-            let value = format!("{value}");
+            let value = whole(*value);
             let mut row = if grouped { vec![text(&ceiling.name)] } else { Vec::new() };
             row.extend([
                 if is_largest { bold(&value) } else { value },
@@ -199,14 +204,16 @@ fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
                 reason(point),
                 peak.map_or("–".into(), bytes),
                 rate.map_or("–".into(), |rate| format!("{rate:.0}")),
+                in_code(&point.run_id),
             ]);
             rows.push(row);
         }
     }
     let key = in_code(parameter);
     let mut heads = if grouped { vec!["point"] } else { Vec::new() };
-    heads.extend([key.as_str(), "seed", "outcome", "peak memory", "tokens/s"]);
-    let head = "Every value that was tried, in rising order. Bold: the largest that finished.\n\n";
+    heads.extend([key.as_str(), "seed", "outcome", "peak memory", "tokens/s", "run"]);
+    let head = "Every value that was tried, in rising order. Bold: the largest that finished. \
+                [runs.csv](runs.csv) has the same runs with their numbers.\n\n";
     Ok(head.to_string() + &rows_to_markdown(&heads, &rows)?)
 }
 
@@ -230,6 +237,13 @@ fn show_figures(figures: &[Figure]) -> String {
 const UNFOLDED: usize = 16;
 
 fn points(summary: &Summary) -> Result<String> {
+    if let Measure::Ceiling { parameter } = &summary.measure {
+        // The table of the search has them all.
+        let searched: usize = summary.ceilings(parameter).iter().map(|c| c.points.len()).sum();
+        if searched == summary.comparison.points.len() {
+            return Ok(String::new());
+        }
+    }
     let mut by_status: BTreeMap<&str, usize> = BTreeMap::new();
     let mut rows = Vec::new();
     let mut failures = Vec::new();
@@ -275,9 +289,14 @@ fn points(summary: &Summary) -> Result<String> {
 }
 
 fn parameters(summary: &Summary) -> Result<String> {
-    let differing = summary.differing_params();
+    let mut differing = summary.differing_params();
     if differing.is_empty() {
         return Ok(String::new());
+    }
+    const HEAD: &str = "## Parameters that differ\n\nSeeds aside; all others are the same";
+    differing.retain(|(key, _)| *key != summary.column);
+    if differing.is_empty() {
+        return Ok(format!("{HEAD}: only {}, which names the rows.\n", in_code(&summary.column)));
     }
     let mut heads = vec![summary.column.as_str()];
     heads.extend(differing.iter().map(|(key, _)| key.as_str()));
@@ -291,11 +310,7 @@ fn parameters(summary: &Summary) -> Result<String> {
             std::iter::once(text(&label.name)).chain(values).collect()
         })
         .collect();
-    // A parameter may be called as the column of labels is: two columns of one name can't be.
-    let own = if heads[1..].contains(&heads[0]) { "point" } else { heads[0] };
-    heads[0] = own;
-    let table = rows_to_markdown(&heads, &rows)?;
-    Ok(format!("## Parameters that differ\n\nSeeds aside; all others are the same.\n\n{table}"))
+    Ok(format!("{HEAD}.\n\n{}", rows_to_markdown(&heads, &rows)?))
 }
 
 fn cost(summary: &Summary) -> Result<String> {
@@ -321,13 +336,17 @@ fn cost(summary: &Summary) -> Result<String> {
             peak.map_or("–".into(), bytes),
         ]);
     }
+    let spent: Vec<String> = [("GPU", gpu_seconds), ("CPU", cpu_seconds)]
+        .into_iter()
+        .filter(|(_, seconds)| *seconds > 0.0)
+        .map(|(device, seconds)| format!("{:.2} {device} hours", seconds / 3600.0))
+        .collect();
     let heads = [summary.column.as_str(), "runs", "time", "tokens", "device", "peak memory"];
     let table = rows_to_markdown(&heads, &rows)?;
     Ok(format!(
-        "## Cost\n\nIn all {} hours of GPU and {} hours of CPU, failed runs and all attempts included. Time is that \
-         of the whole run, loading and evaluation too.\n\n{table}",
-        hours(gpu_seconds),
-        hours(cpu_seconds)
+        "## Cost\n\nIn all {}, failed runs and all attempts included. Time is that of the whole run, loading and \
+         evaluation too.\n\n{table}",
+        if spent.is_empty() { "nothing".to_string() } else { spent.join(" and ") }
     ))
 }
 
@@ -385,9 +404,10 @@ fn how_to_read(summary: &Summary) -> String {
                 .into(),
         );
     }
-    lines.push(match summary.loss_key().as_str() {
-        TRAINING_LOSS => "**Final loss** is the mean training loss of the last ten steps: no split was evaluated.".into(),
-        key => format!("**Final loss** is the last value of {}, in nats per token.", in_code(key)),
+    lines.extend(match summary.loss_key().as_str() {
+        _ if matches!(summary.measure, Measure::Ceiling { .. }) => None,
+        TRAINING_LOSS => Some("**Final loss** is the mean training loss of the last ten steps: no split was evaluated.".into()),
+        key => Some( format!("**Final loss** is the last value of {}, in nats per token.", in_code(key))),
     });
     lines.push("**Peak memory** is the largest allocation of any step or phase, on the CPU resident memory; **tokens/s** is the median over steps.".into());
     let lines: Vec<String> = lines.into_iter().map(|line| format!("- {line}")).collect();
@@ -469,9 +489,7 @@ pub fn plus_minus(value: f64, interval: Option<Interval>) -> String {
             short(interval.high)
         );
     }
-    // Two significant digits of the half width say how many of the value mean something.
-    let decimals = (1 - half.log10().floor() as i32).clamp(0, 6) as usize;
-    format!("{value:.decimals$} ± {half:.decimals$}")
+    format!("{} ± {}", as_sure_as(value, half), as_sure_as(half, half))
 }
 
 /// Three significant digits.
@@ -483,9 +501,13 @@ fn format_short(x: f64) -> String {
     format_number((x / unit).round() * unit)
 }
 
-/// `95 % interval 11.9 to 12.4`.
-pub fn interval_text(interval: &Interval) -> String {
-    format!("95 % interval {} to {}", format_number(interval.low), format_number(interval.high))
+/// A number with as many decimals as its uncertainty gives meaning to: two significant digits of `half_width`.
+pub fn as_sure_as(x: f64, half_width: f64) -> String {
+    if half_width == 0.0 || !half_width.is_finite() || !x.is_finite() {
+        return format_number(x);
+    }
+    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{x:.decimals$}")
 }
 
 /// Text of the store as markdown shows it literally.
@@ -529,10 +551,6 @@ pub fn without_paths(raw: &str) -> String {
 
 fn bytes(n: i64) -> String {
     Bytes(n.max(0) as u64).to_string()
-}
-
-fn hours(seconds: f64) -> String {
-    format!("{:.2}", seconds / 3600.0)
 }
 
 fn capital(text: &str) -> String {

@@ -154,12 +154,12 @@ impl<'a> Summary<'a> {
         let report = &comparison.spec["report"];
         let mut notes = Vec::new();
 
-        let baseline = match report["baseline"].as_str() {
-            None => 0,
-            Some(name) => find_label(&labels, name).unwrap_or_else(|| {
+        let baseline = match &report["baseline"] {
+            Value::Null => 0,
+            written => find_label(&labels, written).unwrap_or_else(|| {
                 notes.push(format!(
                     "`report.baseline` names {}, which no point is called; the first point stands in.",
-                    in_code(name)
+                    in_code(&plain(written))
                 ));
                 0
             }),
@@ -366,10 +366,14 @@ impl<'a> Summary<'a> {
 /// The seed's key, in settings and parameters.
 pub const SEED: &str = "train.seed";
 
-/// A JSON value as people write it: strings without quotes.
+/// A JSON value as people write it: strings without quotes, `10000` for 10000.0, `3e-5` for 0.00003.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => match number.as_f64().unwrap_or(f64::NAN) {
+            x if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e15) => format!("{x:e}"),
+            x => format!("{x}"),
+        },
         value => value.to_string(),
     }
 }
@@ -423,10 +427,14 @@ fn labels(points: &[Point]) -> (String, Vec<Label<'_>>) {
 }
 
 /// The label that `report.baseline` means: its name, its label in the store, or the value of one of its settings.
-fn find_label(labels: &[Label<'_>], name: &str) -> Option<usize> {
+fn find_label(labels: &[Label<'_>], written: &Value) -> Option<usize> {
+    let name = plain(written);
+    let number = written.as_f64().or_else(|| name.parse().ok());
     let is = |test: &dyn Fn(&Label) -> bool| labels.iter().position(test);
+    let means =
+        |value: &Value| plain(value) == name || number.is_some() && value.as_f64() == number;
     is(&|label| label.name == name || label.points[0].label == name).or_else(|| {
-        is(&|label| label.points[0].settings.values().any(|value| plain(value) == name))
+        is(&|label| label.points[0].settings.iter().any(|(key, value)| key != SEED && means(value)))
     })
 }
 

@@ -147,18 +147,25 @@ pub fn to_csv(frame: &DataFrame) -> Result<String> {
     Ok(String::from_utf8(bytes)?)
 }
 
-/// A frame of text as a markdown table: the first column to the left, all others to the right.
+/// A frame of text as a markdown table; columns of numbers stand to the right.
 pub fn to_markdown(frame: &DataFrame) -> Result<String> {
-    let width = frame.width();
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let heads: Vec<String> =
         frame.get_column_names().iter().map(|name| escape_cell(name.as_str())).collect();
     let mut text = line(&heads);
-    let rule: Vec<String> =
-        (0..width).map(|at| if at == 0 { "---" } else { "---:" }.to_string()).collect();
-    text.push_str(&line(&rule));
     let columns: Vec<&StringChunked> =
         frame.columns().iter().map(|column| column.str()).collect::<PolarsResult<_>>()?;
+    let is_number = |cell: &str| {
+        let bare = cell.trim_start_matches('*');
+        bare.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–') || bare == "NaN"
+    };
+    let rule: Vec<String> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| at > 0 && column.iter().flatten().all(is_number))
+        .map(|numbers| if numbers { "---:" } else { "---" }.to_string())
+        .collect();
+    text.push_str(&line(&rule));
     for row in 0..frame.height() {
         let cells: Vec<String> =
             columns.iter().map(|column| escape_cell(column.get(row).unwrap_or("–"))).collect();

@@ -96,13 +96,20 @@ impl LineChart {
     ///
     /// When plotters fails.
     pub fn to_svg(&self) -> Result<String> {
-        let labels: Vec<String> = self.series.iter().map(|s| shorten(&s.label)).collect();
+        // A single series is what the title says.
+        let labels: Vec<String> = match self.series.as_slice() {
+            [_] => Vec::new(),
+            series => series.iter().map(|s| shorten(&s.label)).collect(),
+        };
         let y_ticks = self.y.ticks(7);
         let widest = |texts: &mut dyn Iterator<Item = &String>| {
             texts.map(|text| text_width(text, LABEL_SIZE)).fold(0.0, f64::max)
         };
         let left = widest(&mut y_ticks.iter().map(|(_, label)| label)) + 24.0;
-        let right = LEADER + widest(&mut labels.iter()).max(20.0) + 10.0;
+        let right = match labels.is_empty() {
+            true => 24.0,
+            false => LEADER + widest(&mut labels.iter()) + 10.0,
+        };
         let plot_height = PLOT_HEIGHT.max(LABEL_GAP * labels.len() as f64);
         let title_size = 17.0;
         let heads = text_width(&self.title, title_size * 1.06)
@@ -141,7 +148,7 @@ impl LineChart {
             canvas.text(label, (frame.left - 8.0, y), plain(LABEL_SIZE, MUTED, Anchor::End))?;
         }
         let mut free_from = f64::NEG_INFINITY;
-        for (value, label) in self.x.ticks(10) {
+        for (value, label) in self.x.ticks(12) {
             let x = frame.left + self.x.position(value) * (frame.right - frame.left);
             canvas.path(&[(x, frame.top), (x, frame.bottom)], Stroke::new(GRID, 1.0))?;
             canvas.path(&[(x, frame.bottom), (x, frame.bottom + 5.0)], Stroke::new(MUTED, 1.0))?;
@@ -255,9 +262,14 @@ impl LineChart {
             .iter()
             .enumerate()
             .map(|(index, series)| {
-                let shown = series.points.iter().rev().map(|dot| self.at(frame, dot.x, dot.y));
-                let end = shown.into_iter().find(|(x, y)| x.is_finite() && y.is_finite())?;
-                Some((end.0 + self.shift(index), end.1.clamp(frame.top, frame.bottom)))
+                // The last that is to be seen: a line that leaves the plot is named where it does.
+                let line = series.points.iter().map(|dot| (dot.x, dot.y));
+                let drawn = self.pieces(frame, self.shift(index), line);
+                let single = || {
+                    let (x, y) = self.at(frame, series.points.last()?.x, series.points.last()?.y);
+                    frame.holds((x, y)).then_some((x + self.shift(index), y))
+                };
+                drawn.last().and_then(|piece| piece.last().copied()).or_else(single)
             })
             .collect();
         let wanted: Vec<f64> = ends.iter().map(|end| end.map_or(frame.top, |(_, y)| y)).collect();
