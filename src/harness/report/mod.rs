@@ -1,1 +1,123 @@
-//! report
+//! Reports: a sweep of the store as a page of markdown with its tables, figures and numbers.
+//!
+//! A report reads the store and nothing else, and can't start a run: the same store gives the same bytes. The way of a
+//! report: [`input`] reads the sweep, [`summary`] judges it with [`statistics`], [`tables`] and [`figures`] put it into
+//! frames and plots, [`page`] writes it down with the [`answer`] first, and [`write_report`] puts the files in place.
+
+pub mod answer;
+pub mod figures;
+pub mod input;
+pub mod page;
+pub mod plot;
+pub mod statistics;
+pub mod summary;
+pub mod tables;
+
+use anyhow::{Context, Result, ensure};
+use input::Comparison;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use summary::Summary;
+
+/// The files of a report by name, `report.md` among them.
+pub type Files = BTreeMap<String, String>;
+
+/// The page's own file.
+const PAGE: &str = "report.md";
+
+/// Writes the report of `sweep` from the store in `results` to the folder `out/<sweep>/` and returns the page's path.
+///
+/// Files that an earlier report wrote there and this one does not are removed. A report that fails leaves the folder as
+/// it was.
+///
+/// # Errors
+///
+/// When the store can't be read or has no such sweep, or a file can't be written.
+pub fn write_report(results: &Path, sweep: &str, out: &Path) -> Result<PathBuf> {
+    let comparison = Comparison::read(results, sweep)?;
+    let files = render(&comparison)?;
+    put_in_place(&files, sweep, out)
+}
+
+/// Renders every file of the report.
+///
+/// # Errors
+///
+/// When a table or a figure can't be made.
+pub fn render(comparison: &Comparison) -> Result<Files> {
+    let summary = Summary::new(comparison);
+    let figures = figures::figures(&summary)?;
+    let mut page = page::page(&summary, &figures)?;
+    let mut files = Files::new();
+    files.insert("runs.csv".into(), tables::to_csv(&tables::runs(&summary)?)?);
+    if !summary.methods.is_empty() {
+        let by_run = tables::perplexity(&summary)?;
+        files.insert("perplexity_by_run.csv".into(), tables::to_csv(&by_run)?);
+    }
+    for figure in figures {
+        files.insert(format!("{}.svg", figure.name), figure.svg);
+        files.insert(format!("{}.csv", figure.name), figure.csv);
+    }
+    // The next report must know which files are this one's, to remove those it does not write again.
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    page.push_str(&format!("\n{MANIFEST}{} -->\n", names.join(" ")));
+    files.insert(PAGE.into(), page);
+    Ok(files)
+}
+
+/// Begins the last line of a page, which lists the files that were written with it.
+const MANIFEST: &str = "<!-- written with this page: ";
+
+/// The files that the page in `folder` lists, where there is one: plain names of plots and tables only.
+fn written_before(folder: &Path) -> Vec<String> {
+    let page = fs::read_to_string(folder.join(PAGE)).unwrap_or_default();
+    let listed = page.lines().next_back().and_then(|line| line.strip_prefix(MANIFEST));
+    let names = listed.and_then(|line| line.strip_suffix(" -->")).unwrap_or_default();
+    let is_ours = |name: &&str| {
+        (name.ends_with(".svg") || name.ends_with(".csv")) && !name.contains(['/', '\\'])
+    };
+    names.split(' ').filter(is_ours).map(str::to_string).collect()
+}
+
+/// Writes all files beside their place first, then moves them there, the page last.
+fn put_in_place(files: &Files, sweep: &str, out: &Path) -> Result<PathBuf> {
+    let is_plain = !sweep.is_empty() && !sweep.starts_with('.') && !sweep.contains(['/', '\\']);
+    ensure!(
+        is_plain,
+        "sweep `{sweep}`: expected a name that can be a folder's, found one with a path in it"
+    );
+    let folder = out.join(sweep);
+    let part = out.join(format!(".{sweep}.part-{}", std::process::id()));
+    let moved = write_all(files, &part).and_then(|()| move_all(files, &part, &folder));
+    let cleaned = fs::remove_dir_all(&part);
+    moved?;
+    cleaned.with_context(|| part.display().to_string())?;
+    Ok(folder.join(PAGE))
+}
+
+fn write_all(files: &Files, part: &Path) -> Result<()> {
+    fs::create_dir_all(part).with_context(|| format!("{}: can't be made", part.display()))?;
+    for (name, text) in files {
+        let path = part.join(name);
+        fs::write(&path, text).with_context(|| format!("{}: can't be written", path.display()))?;
+    }
+    Ok(())
+}
+
+fn move_all(files: &Files, part: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("{}: can't be made", folder.display()))?;
+    let stale: Vec<String> =
+        written_before(folder).into_iter().filter(|name| !files.contains_key(name)).collect();
+    let page_last = files.keys().filter(|name| *name != PAGE).map(String::as_str).chain([PAGE]);
+    for name in page_last {
+        let place = folder.join(name);
+        fs::rename(part.join(name), &place)
+            .with_context(|| format!("{}: can't be replaced", place.display()))?;
+    }
+    for name in stale {
+        // Someone may have removed it already.
+        let _ = fs::remove_file(folder.join(name));
+    }
+    Ok(())
+}

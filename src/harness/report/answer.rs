@@ -1,0 +1,393 @@
+//! The answer of a report: which label is best, by how much, how sure that is, and what is missing.
+
+use super::input::Point;
+use super::page::{as_sure_as, bold, in_code, method_name, name_of_loss, text, without_paths};
+use super::plot::axis::length_label;
+use super::statistics::Interval;
+use super::summary::{Ceiling, Difference, Measure, Summary, plain};
+use fathom_spec::units::{Bytes, format_number};
+
+/// The paragraphs of the answer, the first sentence first.
+pub fn answer(summary: &Summary) -> Vec<String> {
+    let mut paragraphs = match &summary.measure {
+        Measure::Ceiling { parameter } => ceilings(summary, parameter),
+        measure => vec![best_label(summary, measure)],
+    };
+    paragraphs.extend(rope_phenomenon(summary));
+    paragraphs.extend(failures(summary));
+    paragraphs
+}
+
+/// What the measure is called in a sentence: `perplexity at 1K tokens (last stride)`.
+pub fn measure_name(measure: &Measure) -> String {
+    match measure {
+        Measure::Perplexity { method, context_length } => format!(
+            "perplexity at {} tokens ({})",
+            length_label(*context_length as f64),
+            method_name(method)
+        ),
+        Measure::Loss { key } => name_of_loss(key),
+        Measure::Ceiling { parameter } => format!("largest {parameter}"),
+    }
+}
+
+fn best_label(summary: &Summary, measure: &Measure) -> String {
+    let Some(best) = summary.best(measure) else {
+        return "**There is no answer yet:** no run has finished with a number to compare.".into();
+    };
+    let estimate = summary.estimate(best, measure).expect("the best has an estimate");
+    let is_perplexity = matches!(measure, Measure::Perplexity { .. });
+    let (value, interval) = match is_perplexity {
+        true => (estimate.mean.exp(), estimate.interval.map(|i| i.exp())),
+        false => (estimate.mean, estimate.interval),
+    };
+    let seeds = estimate.by_seed.len();
+    let half = interval.map_or(0.0, |i| i.half_width());
+    let sure = match interval {
+        Some(i) => format!(
+            "95 % interval {} to {}, {}",
+            as_sure_as(i.low, half),
+            as_sure_as(i.high, half),
+            count(seeds, "seed")
+        ),
+        None => "one seed, so there is no interval over seeds".to_string(),
+    };
+    let name = |label: usize| bold(&summary.labels[label].name);
+    let mut sentence = format!(
+        "{} has the lowest {}: **{}** ({sure})",
+        name(best),
+        measure_name(measure),
+        as_sure_as(value, half)
+    );
+    let compared: Vec<usize> = (0..summary.labels.len())
+        .filter(|&label| label != best && summary.difference(label, best, measure).is_some())
+        .collect();
+    if best == summary.baseline {
+        let next = compared.iter().copied().min_by(|&a, &b| {
+            let mean = |label| summary.estimate(label, measure).map_or(f64::NAN, |e| e.mean);
+            mean(a).total_cmp(&mean(b))
+        });
+        match next.and_then(|next| Some((next, summary.difference(best, next, measure)?))) {
+            Some((next, difference)) => sentence.push_str(&format!(
+                ", the baseline itself, {} {}",
+                lower(&difference, is_perplexity),
+                name(next)
+            )),
+            None => {
+                sentence.push_str(", the baseline itself; nothing else can be compared with it")
+            }
+        }
+    } else {
+        match summary.difference(best, summary.baseline, measure) {
+            Some(difference) => sentence.push_str(&format!(
+                ", {} the baseline {}",
+                lower(&difference, is_perplexity),
+                name(summary.baseline)
+            )),
+            None => sentence.push_str(&format!(
+                "; the baseline {} has no run to compare it with",
+                name(summary.baseline)
+            )),
+        }
+    }
+    sentence.push('.');
+
+    let alike = summary.alike(best, measure);
+    let names: Vec<String> = alike.iter().map(|&label| name(label)).collect();
+    match (names.len(), compared.len()) {
+        (_, 0) => {}
+        (0, _) => {
+            sentence.push_str(" All others that can be compared are distinguishable from it.")
+        }
+        (n, all) if n == all => sentence.push_str(&format!(
+            " None can be told from it: the differences of {} include zero.",
+            list(&names)
+        )),
+        _ => sentence.push_str(&format!(" Not distinguishable from it: {}.", list(&names))),
+    }
+    let lost: Vec<String> = (0..summary.labels.len())
+        .filter(|&label| summary.estimate(label, measure).is_some_and(|e| !e.mean.is_finite()))
+        .map(name)
+        .collect();
+    if !lost.is_empty() {
+        sentence.push_str(&format!(" Not a number, and left out: {}.", list(&lost)));
+    }
+    sentence
+}
+
+/// How much lower the first of a difference is: `3.1 % lower (95 % interval …) than`, `6.3× lower (…) than`.
+fn lower(difference: &Difference, is_perplexity: bool) -> String {
+    let over = match difference.over_windows {
+        true => "over the windows of one seed, by bootstrap".to_string(),
+        false => format!("paired over {}", count(difference.seeds, "seed")),
+    };
+    let within = |interval: Option<Interval>, shown: &dyn Fn(f64) -> String| match interval {
+        Some(i) => format!("95 % interval {} to {}, {over}", shown(i.low), shown(i.high)),
+        None => "one seed: no interval".to_string(),
+    };
+    // The other way round: how far the second lies above the first.
+    let above = difference.interval.map(|i| Interval { mean: -i.mean, low: -i.high, high: -i.low });
+    if !is_perplexity {
+        let half = above.map_or(0.0, |i| i.half_width());
+        let shown = |x: f64| as_sure_as(x, half);
+        return format!("{} lower ({}) than", shown(-difference.mean), within(above, &shown));
+    }
+    let widest = above.map_or(difference.mean.abs(), |i| i.low.abs().max(i.high.abs()));
+    if widest < 0.7 {
+        let percent = |x: f64| format!("{} %", rounded((1.0 - (-x).exp()) * 100.0));
+        return format!("{} lower ({}) than", percent(-difference.mean), within(above, &percent));
+    }
+    let times = |x: f64| format!("{}×", rounded(x.exp()));
+    format!("{} lower ({}) than", times(-difference.mean), within(above, &times))
+}
+
+/// Two significant digits are enough for a ratio; whole numbers from 100 on.
+fn rounded(x: f64) -> String {
+    match x.abs() {
+        1e6.. => format_number(x),
+        10.0.. => format!("{x:.0}"),
+        1.0.. => format!("{x:.1}"),
+        size if size < 0.005 => "0".into(),
+        _ => format!("{x:.2}"),
+    }
+}
+
+/// A perplexity that grows by more than this much past the training window breaks.
+const BREAKS: f64 = 1.5;
+
+/// Whether perplexity holds past the training window, where the sweep is one over RoPE.
+fn rope_phenomenon(summary: &Summary) -> Option<String> {
+    let swept =
+        summary.differing_params().iter().any(|(key, _)| key.starts_with("model.rope_parameters"));
+    let method = summary.methods.first().filter(|_| swept)?;
+    let trained = summary.training_length()?;
+    let lengths = summary.context_lengths(method);
+    let longest = *lengths.last()?;
+    let window = lengths.iter().copied().rfind(|&length| length as f64 <= trained);
+    let (from, to) = (window.unwrap_or(longest), longest);
+    if from == to {
+        return Some(format!(
+            "The evaluation does not reach past the training length ({} tokens), so it can't show which variant holds there.",
+            length_label(trained)
+        ));
+    }
+    let perplexity = |label: usize, context_length: i64| {
+        let measure = Measure::Perplexity { method: method.clone(), context_length };
+        summary.estimate(label, &measure).map(|e| e.mean.exp())
+    };
+    let growth = |label: usize| Some((perplexity(label, from)?, perplexity(label, to)?));
+    let shown = |label: usize, (short, long): (f64, f64)| {
+        let name = bold(&summary.labels[label].name);
+        let ratio = long / short;
+        (format!("{name} ({}×)", rounded(ratio)), ratio)
+    };
+    let (short, long) = growth(summary.baseline)?;
+    let plain_name = bold(&summary.labels[summary.baseline].name);
+    let ratio = long / short;
+    let from_to =
+        format!("{} → {}, {}×", format_number(short), format_number(long), rounded(ratio));
+    let (mut broken, mut held) = (Vec::new(), Vec::new());
+    for label in (0..summary.labels.len()).filter(|&label| label != summary.baseline) {
+        let Some(pair) = growth(label) else { continue };
+        let (text, ratio) = shown(label, pair);
+        // A NaN holds nothing.
+        if ratio <= BREAKS { held.push(text) } else { broken.push(text) }
+    }
+    let span = format!(
+        "from {} tokens, {}, to {}",
+        length_label(from as f64),
+        if from as f64 == trained { "the training length" } else { "within the training length" },
+        length_label(to as f64)
+    );
+    let mut sentence = if ratio > BREAKS {
+        format!("Past its window the baseline {plain_name} breaks: {from_to} ({span}).")
+    } else {
+        format!(
+            "The baseline {plain_name} does not break past its window here: {from_to} ({span}); the phenomenon does not show."
+        )
+    };
+    if !held.is_empty() {
+        sentence.push_str(&format!(" It holds with {}.", list(&held)));
+    }
+    if !broken.is_empty() {
+        let too = if ratio > BREAKS { "too " } else { "" };
+        sentence.push_str(&format!(" It breaks {too}with {}.", list(&broken)));
+    }
+    Some(sentence)
+}
+
+fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
+    let ceilings = summary.ceilings(parameter);
+    if ceilings.is_empty() {
+        return vec!["**There is no answer yet:** the search has made no run.".into()];
+    }
+    let mut paragraphs: Vec<String> =
+        ceilings.iter().map(|ceiling| ceiling_sentence(ceiling, parameter)).collect();
+    let resolution = &summary.comparison.spec["search"]["resolution"];
+    if !resolution.is_null() {
+        paragraphs.push(format!(
+            "The uncertainty is the search's bracket (its resolution is {}), not an interval over seeds: each value was tried with {}.",
+            text(&plain(resolution)),
+            count(summary.labels.iter().map(|label| label.points.len()).max().unwrap_or(0), "seed")
+        ));
+    }
+    paragraphs
+}
+
+fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
+    let with = match ceiling.name.as_str() {
+        "" => String::new(),
+        name => format!("{}: ", bold(name)),
+    };
+    let key = in_code(parameter);
+    let above = match &ceiling.smallest_not {
+        Some((value, point)) => {
+            format!("at {} it did not ({})", whole(*value), reason(point))
+        }
+        None => "no larger value failed".to_string(),
+    };
+    let mut sentence = match ceiling.largest {
+        Some(largest) => format!(
+            "{with}The largest {key} at which the run still finished is **{}**; {above}.",
+            whole(largest)
+        ),
+        None => format!("{with}No value of {key} finished; {above}."),
+    };
+    if let (Some(low), Some((high, _))) = (ceiling.largest, &ceiling.smallest_not) {
+        sentence.push_str(&format!(
+            " The ceiling lies in [{}, {}), found with {}.",
+            whole(low),
+            whole(*high),
+            count(ceiling.points.len(), "run")
+        ));
+    }
+    if !ceiling.exceptions.is_empty() {
+        let values: Vec<String> = ceiling.exceptions.iter().map(|&value| whole(value)).collect();
+        sentence.push_str(&format!(
+            " The outcome is not monotone: smaller values failed as well ({}).",
+            values.join(", ")
+        ));
+    }
+    sentence
+}
+
+/// The failures that an answer names one by one.
+const NAMED_FAILURES: usize = 6;
+
+fn failures(summary: &Summary) -> Option<String> {
+    let points = summary.comparison.points.len();
+    let mut failed = Vec::new();
+    for label in &summary.labels {
+        for point in label.points.iter().filter(|p| !p.is_open() && p.finished().is_none()) {
+            failed.push(format!("{} seed {} ({})", bold(&label.name), point.seed, reason(point)));
+        }
+    }
+    let searching = matches!(summary.measure, Measure::Ceiling { .. });
+    if failed.is_empty() || searching {
+        return None;
+    }
+    let all = failed.len();
+    let more = match all.saturating_sub(NAMED_FAILURES) {
+        0 => String::new(),
+        more => format!("; and {more} more, under *Points*"),
+    };
+    failed.truncate(NAMED_FAILURES);
+    let of = if points == 1 { "the only run".into() } else { format!("{points} runs") };
+    let does = if all == 1 { "does" } else { "do" };
+    Some(format!(
+        "Of {of}, {all} did not finish and {does} not count: {}{more}.",
+        failed.join("; ")
+    ))
+}
+
+/// Why a run is not finished, in a few words: `out of memory: asked for 2.1 GiB, 0.6 GiB free`.
+pub fn reason(point: &Point) -> String {
+    let Some(run) = &point.run else { return "not run yet".into() };
+    let detail = run.status_detail.as_deref().map(|d| text(&without_paths(d))).unwrap_or_default();
+    let bytes = |n: i64| Bytes(n.max(0) as u64).to_string();
+    let detail = match (run.status.as_str(), run.asked_bytes, run.free_bytes) {
+        ("out_of_memory", Some(asked), Some(free)) => {
+            format!("asked for {}, {} free", bytes(asked), bytes(free))
+        }
+        ("out_of_memory", Some(asked), None) => format!("asked for {}", bytes(asked)),
+        _ => detail,
+    };
+    let status = match run.status.as_str() {
+        "planned" => "not run yet".to_string(),
+        "diverged" => format!("diverged at step {}", run.step),
+        status => status.replace('_', " "),
+    };
+    if detail.is_empty() { status } else { format!("{status}: {detail}") }
+}
+
+/// `1 seed`, `3 seeds`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+    }
+}
+
+/// A value of a searched parameter: with thousands apart where it is a whole number.
+pub fn whole(value: f64) -> String {
+    if value.fract() != 0.0 || value.abs() >= 1e15 {
+        return format_number(value);
+    }
+    let digits = format!("{}", value.abs() as i64);
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if value < 0.0 { format!("-{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        assert_eq!(whole(11_776.0), "11,776");
+        assert_eq!(whole(512.0), "512");
+        assert_eq!(whole(1_048_576.0), "1,048,576");
+        assert_eq!(whole(0.5), "0.5");
+        assert_eq!(count(1, "seed"), "1 seed");
+        assert_eq!(list(&["a".into(), "b".into(), "c".into()]), "a, b and c");
+        assert_eq!(rounded(6.34), "6.3");
+        assert_eq!(rounded(170.2), "170");
+        assert_eq!(rounded(-0.42), "-0.42");
+    }
+
+    #[test]
+    fn differences_are_percents_when_small_and_factors_when_large() {
+        let about = |mean: f64, half: f64| Difference {
+            mean,
+            interval: Some(Interval { mean, low: mean - half, high: mean + half }),
+            seeds: 3,
+            over_windows: false,
+        };
+        assert_eq!(
+            lower(&about(-0.05, 0.01), true),
+            "4.9 % lower (95 % interval 3.9 % to 5.8 %, paired over 3 seeds) than"
+        );
+        assert_eq!(
+            lower(&about(-2.0, 0.1), true),
+            "7.4× lower (95 % interval 6.7× to 8.2×, paired over 3 seeds) than"
+        );
+        assert_eq!(
+            lower(&about(-0.05, 0.01), false),
+            "0.050 lower (95 % interval 0.040 to 0.060, paired over 3 seeds) than"
+        );
+        let single = Difference { interval: None, seeds: 1, ..about(-0.05, 0.0) };
+        assert_eq!(lower(&single, true), "4.9 % lower (one seed: no interval) than");
+    }
+}

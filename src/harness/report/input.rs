@@ -1,0 +1,291 @@
+//! What a report reads: one sweep of the store, whole, in plain values and in a fixed order.
+
+use anyhow::{Context, Result, bail};
+use rusqlite::{Connection, OpenFlags, Row};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A sweep with all that its runs recorded. Everything is ordered, so the same store gives the same value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    pub sweep: String,
+    /// The comment that opens the sweep file.
+    pub question: Option<String>,
+    /// The sweep file, as it was named.
+    pub file: String,
+    /// The sweep file as JSON.
+    pub spec: Value,
+    /// `user_version` of the store.
+    pub store_version: i64,
+    /// In the order of the plan.
+    pub points: Vec<Point>,
+}
+
+/// One point of the sweep; its run may not exist yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    pub label: String,
+    pub seed: i64,
+    /// Axis -> label or value, the seed included.
+    pub settings: Map<String, Value>,
+    pub run_id: String,
+    pub run: Option<Run>,
+}
+
+/// What the store has of one run. Memory is in bytes, losses are in nats per token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub status: String,
+    pub status_detail: Option<String>,
+    pub seconds: f64,
+    pub step: i64,
+    pub tokens: i64,
+    pub peak_allocated: Option<i64>,
+    pub code_version: Option<String>,
+    pub git_commit: Option<String>,
+    pub git_dirty: Option<bool>,
+    pub device: Option<String>,
+    pub device_name: Option<String>,
+    pub driver: Option<String>,
+    pub libtorch: Option<String>,
+    pub digests: Value,
+    pub asked_bytes: Option<i64>,
+    pub free_bytes: Option<i64>,
+    /// Bytes that there were when memory ran out.
+    pub total_bytes: Option<i64>,
+    pub params: BTreeMap<String, Value>,
+    /// Key -> (step, value), by step.
+    pub metrics: BTreeMap<String, Vec<(i64, f64)>>,
+    /// Of the last step that has any.
+    pub perplexity: Vec<Perplexity>,
+    /// Of the last step that has any.
+    pub position_nll: Vec<PositionNll>,
+    /// Phase -> the highest allocation of any step.
+    pub memory: BTreeMap<String, i64>,
+    pub facts: BTreeMap<String, Value>,
+    pub warnings: Vec<String>,
+}
+
+/// Perplexity of one run at one context length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perplexity {
+    pub split: String,
+    pub method: String,
+    pub context_length: i64,
+    /// Predictions that count.
+    pub tokens: i64,
+    pub nll: f64,
+    pub nll_low: f64,
+    pub nll_high: f64,
+    /// The mean of each window, in order.
+    pub window_nll: Vec<f64>,
+}
+
+/// Mean NLL of the predictions that see `start..end` tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PositionNll {
+    pub split: String,
+    pub start: i64,
+    pub end: i64,
+    pub tokens: i64,
+    pub nll: f64,
+}
+
+impl Comparison {
+    /// Reads the sweep `name` from `fathom.db` in the folder `results`, in one transaction that writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there is no store, it can't be read, or it has no sweep of that name.
+    pub fn read(results: &Path, name: &str) -> Result<Comparison> {
+        let path = results.join("fathom.db");
+        if !path.is_file() {
+            bail!(
+                "{}: expected a store, found no such file\n  help: run a sweep first, or name its results with --results",
+                path.display()
+            );
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut store = Connection::open_with_flags(&path, flags)
+            .with_context(|| format!("{}: the store can't be opened", path.display()))?;
+        let transaction = store.transaction()?;
+        Comparison::read_from(&transaction, name).with_context(|| path.display().to_string())
+    }
+
+    /// As [`Comparison::read`], from an open store.
+    ///
+    /// # Errors
+    ///
+    /// When the store can't be read or has no sweep of that name.
+    pub fn read_from(store: &Connection, name: &str) -> Result<Comparison> {
+        let names: Vec<String> =
+            rows(store, "SELECT name FROM sweeps ORDER BY name", [], |row| Ok(row.get(0)?))?;
+        if !names.iter().any(|n| n == name) {
+            let known = match names.as_slice() {
+                [] => "none".to_string(),
+                _ => names.join(", "),
+            };
+            bail!(
+                "sweep `{name}`: expected a sweep of the store, found no such name\n  help: the store has {known}"
+            );
+        }
+        let (sweep_id, file, question, spec): (i64, String, Option<String>, String) = store
+            .query_row(
+                "SELECT id, file, question, spec FROM sweeps WHERE name = ?1",
+                [name],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            )?;
+        let sql = "SELECT label, seed, settings, run_id FROM points WHERE sweep_id = ?1 ORDER BY position";
+        let mut points: Vec<Point> = rows(store, sql, [sweep_id], |row| {
+            Ok(Point {
+                label: row.get(0)?,
+                seed: row.get(1)?,
+                settings: json(row, 2)?,
+                run_id: row.get(3)?,
+                run: None,
+            })
+        })?;
+        for point in &mut points {
+            point.run =
+                read_run(store, &point.run_id).with_context(|| format!("run {}", point.run_id))?;
+        }
+        Ok(Comparison {
+            sweep: name.to_string(),
+            question: question.map(|q| q.trim().to_string()).filter(|q| !q.is_empty()),
+            file,
+            spec: serde_json::from_str(&spec).context("sweeps.spec is no JSON")?,
+            store_version: store.query_row("PRAGMA user_version", [], |row| row.get(0))?,
+            points,
+        })
+    }
+}
+
+fn read_run(store: &Connection, run_id: &str) -> Result<Option<Run>> {
+    let sql = "SELECT id, status, status_detail, seconds, step, tokens, peak_allocated, code_version, git_commit, \
+               git_dirty, device, device_name, driver, libtorch, digests, asked_bytes, free_bytes \
+               FROM runs WHERE run_id = ?1";
+    let found = rows(store, sql, [run_id], |row| {
+        let run = Run {
+            status: row.get(1)?,
+            status_detail: row.get(2)?,
+            seconds: row.get(3)?,
+            step: row.get(4)?,
+            tokens: row.get(5)?,
+            peak_allocated: row.get(6)?,
+            code_version: row.get(7)?,
+            git_commit: row.get(8)?,
+            git_dirty: row.get(9)?,
+            device: row.get(10)?,
+            device_name: row.get(11)?,
+            driver: row.get(12)?,
+            libtorch: row.get(13)?,
+            digests: json(row, 14)?,
+            asked_bytes: row.get(15)?,
+            free_bytes: row.get(16)?,
+            total_bytes: None,
+            params: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            perplexity: Vec::new(),
+            position_nll: Vec::new(),
+            memory: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        Ok((row.get::<_, i64>(0)?, run))
+    })?;
+    let Some((id, mut run)) = found.into_iter().next() else { return Ok(None) };
+
+    let pair = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, json::<Value>(row, 1)?));
+    run.params = rows(store, "SELECT key, value FROM params WHERE run = ?1", [id], pair)?
+        .into_iter()
+        .collect();
+    run.facts = rows(store, "SELECT name, value FROM facts WHERE run = ?1", [id], pair)?
+        .into_iter()
+        .collect();
+
+    let sql = "SELECT k.key, m.step, m.value FROM metrics m JOIN metric_keys k ON k.id = m.key \
+               WHERE m.run = ?1 ORDER BY k.key, m.step";
+    for (key, step, value) in
+        rows(store, sql, [id], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, number(row, 2)?)))?
+    {
+        run.metrics.entry(key).or_default().push((step, value));
+    }
+
+    let sql = "SELECT split, method, context_length, tokens, nll, nll_low, nll_high, window_nll FROM perplexity \
+               WHERE run = ?1 AND step = (SELECT max(step) FROM perplexity WHERE run = ?1) \
+               ORDER BY split, method, context_length";
+    run.perplexity = rows(store, sql, [id], |row| {
+        // A window without a finite mean stands as null.
+        let windows: Vec<Option<f64>> = json(row, 7)?;
+        Ok(Perplexity {
+            split: row.get(0)?,
+            method: row.get(1)?,
+            context_length: row.get(2)?,
+            tokens: row.get(3)?,
+            nll: number(row, 4)?,
+            nll_low: number(row, 5)?,
+            nll_high: number(row, 6)?,
+            window_nll: windows.into_iter().map(|x| x.unwrap_or(f64::NAN)).collect(),
+        })
+    })?;
+
+    let sql = "SELECT split, start, \"end\", tokens, nll FROM position_nll \
+               WHERE run = ?1 AND step = (SELECT max(step) FROM position_nll WHERE run = ?1) ORDER BY split, start";
+    run.position_nll = rows(store, sql, [id], |row| {
+        Ok(PositionNll {
+            split: row.get(0)?,
+            start: row.get(1)?,
+            end: row.get(2)?,
+            tokens: row.get(3)?,
+            nll: number(row, 4)?,
+        })
+    })?;
+
+    let sql = "SELECT phase, max(peak_allocated) FROM memory WHERE run = ?1 GROUP BY phase";
+    run.memory =
+        rows(store, sql, [id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?
+            .into_iter()
+            .collect();
+
+    let sql = "SELECT kind, body FROM events_meta WHERE run = ?1 ORDER BY seq";
+    for (kind, body) in
+        rows(store, sql, [id], |row| Ok((row.get::<_, String>(0)?, json::<Value>(row, 1)?)))?
+    {
+        match kind.as_str() {
+            "warning" => run.warnings.extend(body["message"].as_str().map(str::to_string)),
+            "out_of_memory" => run.total_bytes = body["total"].as_i64(),
+            _ => {}
+        }
+    }
+    Ok(Some(run))
+}
+
+/// All rows of a query, each read by `read`.
+fn rows<T>(
+    store: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+    read: impl Fn(&Row<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = store.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        all.push(read(row)?);
+    }
+    Ok(all)
+}
+
+/// A number of the store: NULL is NaN.
+fn number(row: &Row<'_>, column: usize) -> Result<f64> {
+    Ok(row.get::<_, Option<f64>>(column)?.unwrap_or(f64::NAN))
+}
+
+fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).with_context(|| {
+        let name = row.as_ref().column_name(column).unwrap_or("a column");
+        format!("{name}: expected JSON, found `{}`", text.chars().take(80).collect::<String>())
+    })
+}

@@ -1,0 +1,461 @@
+//! What a sweep shows: its labels, the measure they are judged by, which is best, and what can't be told from it.
+
+use super::input::{Comparison, Perplexity, Point, Run};
+use super::page::in_code;
+use super::statistics::{Interval, bootstrap_interval, mean, paired_differences, t_interval};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A sweep, judged.
+pub struct Summary<'a> {
+    pub comparison: &'a Comparison,
+    /// What heads the labels: the name of the only axis, or `point`.
+    pub column: String,
+    /// In the order of the plan.
+    pub labels: Vec<Label<'a>>,
+    /// Index into `labels`.
+    pub baseline: usize,
+    /// The evaluation methods that finished runs have, the main one first.
+    pub methods: Vec<String>,
+    /// The split that perplexity is taken on.
+    pub split: String,
+    pub measure: Measure,
+    /// Settings of the sweep file's `report` that could not be followed.
+    pub notes: Vec<String>,
+}
+
+/// All points that differ by their seed alone.
+pub struct Label<'a> {
+    /// As the report writes it.
+    pub name: String,
+    pub points: Vec<&'a Point>,
+}
+
+/// What decides which label is best.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Measure {
+    /// NLL, or perplexity, at one context length: low is good.
+    Perplexity { method: String, context_length: i64 },
+    /// The last value of a metric that is a loss: low is good.
+    Loss { key: String },
+    /// The largest value of a parameter at which a run still finishes.
+    Ceiling { parameter: String },
+}
+
+/// A value of each seed, and their mean.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    pub by_seed: BTreeMap<i64, f64>,
+    /// NaN when one of the values is.
+    pub mean: f64,
+    /// Over seeds; `None` with fewer than two.
+    pub interval: Option<Interval>,
+}
+
+/// How far one label is from another, paired.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    pub mean: f64,
+    /// `None` where there is but one seed and no windows to resample.
+    pub interval: Option<Interval>,
+    pub seeds: usize,
+    /// Whether the interval is over the windows of the only common seed.
+    pub over_windows: bool,
+}
+
+impl Difference {
+    pub fn is_distinguishable(&self) -> bool {
+        self.interval.is_some_and(|interval| !interval.includes_zero())
+    }
+}
+
+/// What a search has found: between which values of its parameter the ceiling lies.
+pub struct Ceiling<'a> {
+    /// The settings beside the parameter, where the sweep has more axes.
+    pub name: String,
+    pub largest: Option<f64>,
+    /// The smallest value above `largest` at which a run did not finish, with one such run.
+    pub smallest_not: Option<(f64, &'a Point)>,
+    /// Values below `largest` at which a run did not finish all the same.
+    pub exceptions: Vec<f64>,
+    pub finished_runs: usize,
+    pub points: Vec<(f64, &'a Point)>,
+}
+
+impl Point {
+    pub fn status(&self) -> &str {
+        self.run.as_ref().map_or("planned", |run| &run.status)
+    }
+
+    /// The run, when it did all that it was asked.
+    pub fn finished(&self) -> Option<&Run> {
+        self.run.as_ref().filter(|run| run.status == "finished")
+    }
+
+    /// Whether the run has still to be made, or to end.
+    pub fn is_open(&self) -> bool {
+        matches!(self.status(), "planned" | "running")
+    }
+
+    /// A number that this point has for a key: of its settings, or of its parameters.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        let setting = self.settings.get(key).and_then(Value::as_f64);
+        setting.or_else(|| self.run.as_ref()?.params.get(key)?.as_f64())
+    }
+}
+
+impl Run {
+    /// The last value of a metric.
+    pub fn last(&self, key: &str) -> Option<f64> {
+        self.metrics.get(key)?.last().map(|(_, value)| *value)
+    }
+
+    /// The loss a report calls final: the last one on the split, otherwise the mean of the last ten training losses.
+    pub fn final_loss(&self, key: &str) -> Option<f64> {
+        if key != TRAINING_LOSS {
+            return self.last(key);
+        }
+        let losses: Vec<f64> = self.metrics.get(key)?.iter().map(|(_, value)| *value).collect();
+        mean(&losses[losses.len().saturating_sub(10)..])
+    }
+
+    /// The median of the steps' tokens per second: the first steps, which warm up, don't move it.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let mut rates: Vec<f64> =
+            self.metrics.get("tokens_per_second")?.iter().map(|(_, value)| *value).collect();
+        rates.retain(|rate| rate.is_finite());
+        rates.sort_by(f64::total_cmp);
+        match rates.len() {
+            0 => None,
+            n => Some((rates[(n - 1) / 2] + rates[n / 2]) / 2.0),
+        }
+    }
+}
+
+/// The metric of a step's training loss.
+pub const TRAINING_LOSS: &str = "loss";
+
+impl Label<'_> {
+    pub fn finished(&self) -> impl Iterator<Item = (i64, &Run)> {
+        self.points.iter().filter_map(|point| Some((point.seed, point.finished()?)))
+    }
+
+    /// The parameter's value, where all points agree on it.
+    pub fn param(&self, key: &str) -> Option<&Value> {
+        let mut values = self.points.iter().filter_map(|point| point.run.as_ref()?.params.get(key));
+        let first = values.next()?;
+        values.all(|value| value == first).then_some(first)
+    }
+}
+
+impl<'a> Summary<'a> {
+    pub fn new(comparison: &'a Comparison) -> Summary<'a> {
+        let (column, labels) = labels(&comparison.points);
+        let report = &comparison.spec["report"];
+        let mut notes = Vec::new();
+
+        let baseline = match &report["baseline"] {
+            Value::Null => 0,
+            written => find_label(&labels, written).unwrap_or_else(|| {
+                notes.push(format!(
+                    "`report.baseline` names {}, which no point is called; the first point stands in.",
+                    in_code(&plain(written))
+                ));
+                0
+            }),
+        };
+        let finished = || comparison.points.iter().filter_map(Point::finished);
+        let splits: BTreeSet<&str> =
+            finished().flat_map(|run| &run.perplexity).map(|row| row.split.as_str()).collect();
+        let configured = finished().find_map(|run| run.params.get("eval.split")?.as_str());
+        let split = match configured.filter(|split| splits.is_empty() || splits.contains(split)) {
+            Some(split) => split,
+            None => splits.first().copied().unwrap_or("validation"),
+        };
+        let rows = || finished().flat_map(|run| &run.perplexity).filter(|row| row.split == split);
+        // `last_stride` sorts before `prefix`, and is the one to judge by: every prediction sees the whole length.
+        let mut methods: Vec<String> =
+            rows().map(|row| row.method.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+        if let Some(method) = report["method"].as_str() {
+            match methods.iter().position(|m| m == method) {
+                Some(at) => methods.swap(0, at),
+                None if methods.is_empty() => {}
+                None => notes.push(format!(
+                    "`report.method` asks for {}, which no finished run has; {} stands in.",
+                    in_code(method),
+                    in_code(&methods[0])
+                )),
+            }
+        }
+        let parameter = comparison.spec["search"]["parameter"].as_str();
+        let measure = match (parameter, methods.first()) {
+            (Some(parameter), _) => Measure::Ceiling { parameter: parameter.to_string() },
+            (None, Some(method)) => {
+                let lengths: BTreeSet<i64> = rows()
+                    .filter(|row| row.method == *method)
+                    .map(|row| row.context_length)
+                    .collect();
+                let longest = *lengths.last().expect("a method has rows");
+                let asked = report["context_length"].as_i64();
+                let context_length = match asked {
+                    Some(asked) if !lengths.contains(&asked) => {
+                        notes.push(format!(
+                            "`report.context_length` asks for {asked}, which no finished run has; {longest} stands in."
+                        ));
+                        longest
+                    }
+                    Some(asked) => asked,
+                    None => longest,
+                };
+                Measure::Perplexity { method: method.clone(), context_length }
+            }
+            (None, None) => Measure::Loss { key: loss_key(comparison, split) },
+        };
+        let split = split.to_string();
+        Summary { comparison, column, labels, baseline, methods, split, measure, notes }
+    }
+
+    /// The metric that tables show as final loss.
+    pub fn loss_key(&self) -> String {
+        loss_key(self.comparison, &self.split)
+    }
+
+    /// The context lengths that finished runs have for a method, rising.
+    pub fn context_lengths(&self, method: &str) -> Vec<i64> {
+        let finished = self.comparison.points.iter().filter_map(Point::finished);
+        let rows = finished.flat_map(|run| &run.perplexity);
+        let lengths: BTreeSet<i64> = rows
+            .filter(|row| row.split == self.split && row.method == method)
+            .map(|row| row.context_length)
+            .collect();
+        lengths.into_iter().collect()
+    }
+
+    pub fn perplexity_row<'r>(
+        &self,
+        run: &'r Run,
+        method: &str,
+        context_length: i64,
+    ) -> Option<&'r Perplexity> {
+        run.perplexity.iter().find(|row| {
+            row.split == self.split && row.method == method && row.context_length == context_length
+        })
+    }
+
+    /// The label's value by seed, of finished runs that have it.
+    pub fn estimate(&self, label: usize, measure: &Measure) -> Option<Estimate> {
+        let by_seed: BTreeMap<i64, f64> = self.labels[label]
+            .finished()
+            .filter_map(|(seed, run)| Some((seed, self.value(run, measure)?)))
+            .collect();
+        let values: Vec<f64> = by_seed.values().copied().collect();
+        Some(Estimate { mean: mean(&values)?, interval: t_interval(&values), by_seed })
+    }
+
+    fn value(&self, run: &Run, measure: &Measure) -> Option<f64> {
+        match measure {
+            Measure::Perplexity { method, context_length } => {
+                Some(self.perplexity_row(run, method, *context_length)?.nll)
+            }
+            Measure::Loss { key } => run.final_loss(key),
+            Measure::Ceiling { .. } => None,
+        }
+    }
+
+    /// The label with the lowest mean; a label with a value that is no number is never it.
+    pub fn best(&self, measure: &Measure) -> Option<usize> {
+        let means = (0..self.labels.len())
+            .filter_map(|label| Some((label, self.estimate(label, measure)?.mean)))
+            .filter(|(_, mean)| mean.is_finite());
+        means.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(label, _)| label)
+    }
+
+    /// `a - b`, paired by seed and, for NLL, by evaluated window.
+    ///
+    /// The interval is Student's over the seeds that both have; with one such seed it is the bootstrap's over windows.
+    /// `None` when they have no seed in common, or a value is no number.
+    pub fn difference(&self, a: usize, b: usize, measure: &Measure) -> Option<Difference> {
+        let runs_of_b: BTreeMap<i64, &Run> = self.labels[b].finished().collect();
+        let mut by_seed: Vec<f64> = Vec::new();
+        let mut windows: Option<Vec<f64>> = None;
+        for (seed, run_a) in self.labels[a].finished() {
+            let Some(run_b) = runs_of_b.get(&seed) else { continue };
+            let (Some(value_a), Some(value_b)) =
+                (self.value(run_a, measure), self.value(run_b, measure))
+            else {
+                continue;
+            };
+            windows = self.window_differences(run_a, run_b, measure);
+            by_seed.push(windows.as_deref().and_then(mean).unwrap_or(value_a - value_b));
+        }
+        let mean = mean(&by_seed).filter(|mean| mean.is_finite())?;
+        let over_windows = by_seed.len() == 1;
+        let interval = match over_windows {
+            true => bootstrap_interval(&windows.unwrap_or_default()),
+            false => t_interval(&by_seed),
+        };
+        Some(Difference { mean, interval, seeds: by_seed.len(), over_windows })
+    }
+
+    fn window_differences(&self, a: &Run, b: &Run, measure: &Measure) -> Option<Vec<f64>> {
+        let Measure::Perplexity { method, context_length } = measure else { return None };
+        let a = self.perplexity_row(a, method, *context_length)?;
+        let b = self.perplexity_row(b, method, *context_length)?;
+        paired_differences(&a.window_nll, &b.window_nll).filter(|windows| !windows.is_empty())
+    }
+
+    /// The labels that can't be told from `best`, itself left out: `(label, whether an interval says so)`.
+    pub fn alike(&self, best: usize, measure: &Measure) -> Vec<usize> {
+        (0..self.labels.len())
+            .filter(|&label| label != best)
+            .filter(|&label| {
+                let difference = self.difference(label, best, measure);
+                difference.is_some_and(|difference| !difference.is_distinguishable())
+            })
+            .collect()
+    }
+
+    /// What the search has found, by the settings beside its parameter.
+    pub fn ceilings(&self, parameter: &str) -> Vec<Ceiling<'a>> {
+        let mut groups: Vec<(String, Vec<(f64, &'a Point)>)> = Vec::new();
+        for point in &self.comparison.points {
+            let Some(value) = point.number(parameter) else { continue };
+            let others: Vec<String> = point
+                .settings
+                .iter()
+                .filter(|(key, _)| *key != parameter && *key != SEED)
+                .map(|(key, value)| format!("{key}={}", plain(value)))
+                .collect();
+            let name = others.join(", ");
+            match groups.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, points)) => points.push((value, point)),
+                None => groups.push((name, vec![(value, point)])),
+            }
+        }
+        groups.into_iter().map(|(name, points)| ceiling(name, points)).collect()
+    }
+
+    /// The parameters that differ between points, the seed left out: key -> value by label, as text.
+    pub fn differing_params(&self) -> Vec<(String, Vec<String>)> {
+        let runs = || self.comparison.points.iter().filter_map(|point| point.run.as_ref());
+        let keys: BTreeSet<&String> = runs().flat_map(|run| run.params.keys()).collect();
+        let of = |run: &Run, key: &String| run.params.get(key).map_or("–".into(), plain);
+        keys.into_iter()
+            .filter(|key| *key != SEED)
+            .filter(|key| runs().map(|run| of(run, key)).collect::<BTreeSet<_>>().len() > 1)
+            .map(|key| {
+                let by_label = self.labels.iter().map(|label| {
+                    let runs = label.points.iter().filter_map(|point| point.run.as_ref());
+                    let values: BTreeSet<String> = runs.map(|run| of(run, key)).collect();
+                    values.into_iter().collect::<Vec<_>>().join(", ")
+                });
+                (key.clone(), by_label.collect())
+            })
+            .collect()
+    }
+
+    /// The length that all labels were trained at, where it is one.
+    pub fn training_length(&self) -> Option<f64> {
+        let runs = self.comparison.points.iter().filter_map(|point| point.run.as_ref());
+        let mut lengths = runs.filter_map(|run| run.params.get("train.sequence_length")?.as_f64());
+        let first = lengths.next()?;
+        lengths.all(|length| length == first).then_some(first)
+    }
+}
+
+/// The seed's key, in settings and parameters.
+pub const SEED: &str = "train.seed";
+
+/// A JSON value as people write it: strings without quotes, `10000` for 10000.0, `3e-5` for 0.00003.
+pub fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => match number.as_f64().unwrap_or(f64::NAN) {
+            x if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e15) => format!("{x:e}"),
+            x => format!("{x}"),
+        },
+        value => value.to_string(),
+    }
+}
+
+/// The loss on `split` where a finished run has it, otherwise on the first split, otherwise the training loss.
+fn loss_key(comparison: &Comparison, split: &str) -> String {
+    let finished = comparison.points.iter().filter_map(Point::finished);
+    let keys: BTreeSet<&String> = finished
+        .flat_map(|run| run.metrics.keys())
+        .filter(|k| k.starts_with("eval_loss."))
+        .collect();
+    let wanted = format!("eval_loss.{split}");
+    match keys.contains(&wanted) {
+        true => wanted,
+        false => keys.first().map_or(TRAINING_LOSS.to_string(), |key| key.to_string()),
+    }
+}
+
+/// The points by label in the order of the plan, and what heads the labels.
+///
+/// Where every point has one and the same axis, its name heads the labels and they are its values alone.
+fn labels(points: &[Point]) -> (String, Vec<Label<'_>>) {
+    let mut by_label: Vec<Label> = Vec::new();
+    for point in points {
+        match by_label.iter_mut().find(|label| label.name == point.label) {
+            Some(label) => label.points.push(point),
+            None => by_label.push(Label { name: point.label.clone(), points: vec![point] }),
+        }
+    }
+    let axes: BTreeSet<&String> =
+        points.iter().flat_map(|point| point.settings.keys()).filter(|key| *key != SEED).collect();
+    let values: Vec<Option<String>> = by_label
+        .iter()
+        .map(|label| {
+            let axis = axes.first()?;
+            label.points[0].settings.get(*axis).map(plain)
+        })
+        .collect();
+    let distinct: BTreeSet<&Option<String>> = values.iter().collect();
+    let mut column = "point".to_string();
+    if axes.len() == 1 && distinct.len() == values.len() && !distinct.contains(&None) {
+        column = axes.first().expect("there is one").to_string();
+        for (label, value) in by_label.iter_mut().zip(values) {
+            label.name = value.expect("none is missing");
+        }
+    }
+    for label in by_label.iter_mut().filter(|label| label.name.is_empty()) {
+        label.name = "(the only one)".to_string();
+    }
+    (column, by_label)
+}
+
+/// The label that `report.baseline` means: its name, its label in the store, or the value of one of its settings.
+fn find_label(labels: &[Label<'_>], written: &Value) -> Option<usize> {
+    let name = plain(written);
+    let number = written.as_f64().or_else(|| name.parse().ok());
+    let is = |test: &dyn Fn(&Label) -> bool| labels.iter().position(test);
+    let means =
+        |value: &Value| plain(value) == name || number.is_some() && value.as_f64() == number;
+    is(&|label| label.name == name || label.points[0].label == name).or_else(|| {
+        is(&|label| label.points[0].settings.iter().any(|(key, value)| key != SEED && means(value)))
+    })
+}
+
+fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
+    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.seed.cmp(&b.1.seed)));
+    // A run that was lost, stopped or not yet made says nothing about its value.
+    let failed: Vec<(f64, &Point)> = points
+        .iter()
+        .filter(|(_, p)| matches!(p.status(), "out_of_memory" | "diverged" | "failed" | "killed"))
+        .copied()
+        .collect();
+    let is_failed = |value: f64| failed.iter().any(|(f, _)| *f == value);
+    let finished = || points.iter().filter(|(_, point)| point.finished().is_some());
+    let largest = finished().map(|(value, _)| *value).rfind(|&value| !is_failed(value));
+    let above = |value: f64| largest.is_none_or(|largest| value > largest);
+    Ceiling {
+        name,
+        largest,
+        smallest_not: failed.iter().find(|(value, _)| above(*value)).copied(),
+        exceptions: failed.iter().map(|(value, _)| *value).filter(|value| !above(*value)).collect(),
+        finished_runs: finished().count(),
+        points,
+    }
+}

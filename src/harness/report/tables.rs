@@ -1,0 +1,236 @@
+//! Data frames: grouped over seeds, pivoted into tables, written as CSV and as markdown.
+
+use super::input::Point;
+use super::statistics::t_interval;
+use super::summary::Summary;
+use anyhow::Result;
+use polars::prelude::*;
+
+/// One row a run, method and context length: label, seed, method, context_length, tokens, windows, nll.
+pub fn perplexity(summary: &Summary) -> Result<DataFrame> {
+    let mut rows = Vec::new();
+    for label in &summary.labels {
+        for (seed, run) in label.finished() {
+            for row in run.perplexity.iter().filter(|row| row.split == summary.split) {
+                rows.push((label.name.as_str(), seed, row));
+            }
+        }
+    }
+    let column = |name: &str, of: &dyn Fn(&super::input::Perplexity) -> i64| {
+        Column::new(name.into(), rows.iter().map(|(_, _, row)| of(row)).collect::<Vec<_>>())
+    };
+    let number = |name: &str, of: &dyn Fn(&super::input::Perplexity) -> f64| {
+        Column::new(name.into(), rows.iter().map(|(_, _, row)| of(row)).collect::<Vec<_>>())
+    };
+    Ok(DataFrame::new_infer_height(vec![
+        strings("label", rows.iter().map(|(label, _, _)| label.to_string())),
+        Column::new("seed".into(), rows.iter().map(|(_, seed, _)| *seed).collect::<Vec<_>>()),
+        strings("method", rows.iter().map(|(_, _, row)| row.method.clone())),
+        column("context_length", &|row| row.context_length),
+        column("windows", &|row| row.window_nll.len() as i64),
+        column("tokens", &|row| row.tokens),
+        number("nll", &|row| row.nll),
+        number("nll_low", &|row| row.nll_low),
+        number("nll_high", &|row| row.nll_high),
+        number("perplexity", &|row| row.nll.exp()),
+    ])?)
+}
+
+/// The means over seeds of `runs` (of [`perplexity`]): one row a label, method and context length.
+///
+/// `nll_low` and `nll_high` bound Student's 95 % interval, and are empty with fewer than two seeds.
+pub fn over_seeds(runs: &DataFrame) -> Result<DataFrame> {
+    if runs.height() == 0 {
+        let mut empty = runs.drop_many(["seed", "windows", "tokens"]);
+        let seeds = Column::new_empty("seeds".into(), &DataType::Int64);
+        empty.insert_column(3, seeds)?;
+        return Ok(empty);
+    }
+    let keys = ["label", "method", "context_length"];
+    let means = runs.group_by_stable(keys)?.apply(|group| {
+        let values: Vec<f64> = group.column("nll")?.f64()?.into_no_null_iter().collect();
+        let interval = t_interval(&values);
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let mut columns: Vec<Column> = keys
+            .iter()
+            .map(|key| Ok(group.column(key)?.head(Some(1))))
+            .collect::<PolarsResult<_>>()?;
+        columns.push(Column::new("seeds".into(), [values.len() as i64]));
+        let numbers = [
+            ("nll", Some(mean)),
+            ("nll_low", interval.map(|i| i.low)),
+            ("nll_high", interval.map(|i| i.high)),
+            ("perplexity", Some(mean.exp())),
+            ("perplexity_low", interval.map(|i| i.low.exp())),
+            ("perplexity_high", interval.map(|i| i.high.exp())),
+        ];
+        columns.extend(numbers.map(|(name, value)| Column::new(name.into(), [value])));
+        DataFrame::new_infer_height(columns)
+    })?;
+    Ok(means)
+}
+
+/// One row a point: what became of it.
+pub fn runs(summary: &Summary) -> Result<DataFrame> {
+    let key = summary.loss_key();
+    let points: Vec<(&str, &Point)> = summary
+        .labels
+        .iter()
+        .flat_map(|label| label.points.iter().map(|point| (label.name.as_str(), *point)))
+        .collect();
+    let number = |name: &str, of: &dyn Fn(&super::input::Run) -> Option<f64>| {
+        let values: Vec<Option<f64>> =
+            points.iter().map(|(_, point)| of(point.run.as_ref()?)).collect();
+        Column::new(name.into(), values)
+    };
+    let whole = |name: &str, of: &dyn Fn(&super::input::Run) -> Option<i64>| {
+        let values: Vec<Option<i64>> =
+            points.iter().map(|(_, point)| of(point.run.as_ref()?)).collect();
+        Column::new(name.into(), values)
+    };
+    Ok(DataFrame::new_infer_height(vec![
+        strings("label", points.iter().map(|(label, _)| label.to_string())),
+        Column::new("seed".into(), points.iter().map(|(_, p)| p.seed).collect::<Vec<_>>()),
+        strings("run", points.iter().map(|(_, point)| point.run_id.clone())),
+        strings("status", points.iter().map(|(_, point)| point.status().to_string())),
+        whole("step", &|run| Some(run.step)),
+        whole("tokens", &|run| Some(run.tokens)),
+        number("seconds", &|run| Some(run.seconds)),
+        number("final_loss", &|run| run.final_loss(&key)),
+        number("tokens_per_second", &|run| run.tokens_per_second()),
+        whole("peak_allocated_bytes", &|run| run.peak_allocated),
+        whole("asked_bytes", &|run| run.asked_bytes),
+        whole("free_bytes", &|run| run.free_bytes),
+    ])?)
+}
+
+/// A column of text.
+pub fn strings(name: &str, values: impl Iterator<Item = String>) -> Column {
+    Column::new(name.into(), values.collect::<Vec<_>>())
+}
+
+/// The long table `(row, column, cell)` made wide: a row for each `row`, a column for each `column`, both in the order in
+/// which they first come. `head` names the column of rows; a cell that is missing is a dash.
+pub fn pivot(head: &str, cells: &[(String, String, String)]) -> Result<DataFrame> {
+    let long = DataFrame::new_infer_height(vec![
+        strings("row", cells.iter().map(|(row, _, _)| row.clone())),
+        strings("column", cells.iter().map(|(_, column, _)| column.clone())),
+        strings("cell", cells.iter().map(|(_, _, cell)| cell.clone())),
+    ])?;
+    let mut wide = DataFrame::new_infer_height(vec![long.column("row")?.unique_stable()?])?;
+    let columns = long.column("column")?.unique_stable()?;
+    let named: Vec<String> = columns.str()?.iter().flatten().map(str::to_string).collect();
+    for (index, name) in named.iter().enumerate() {
+        let of_column = long.column("column")?.str()?.equal(name.as_str());
+        let mut slice = long.filter(&of_column)?.select(["row", "cell"])?;
+        // A head of the table may be called `row` itself; numbers can't collide.
+        slice.rename("cell", format!("{index}").into())?;
+        wide = wide.left_join(&slice, ["row"], ["row"])?;
+    }
+    let heads: Vec<&str> = std::iter::once(head).chain(named.iter().map(String::as_str)).collect();
+    let columns: Vec<Column> = wide
+        .columns()
+        .iter()
+        .zip(&heads)
+        .map(|(column, head)| {
+            let cells = column.str()?.iter().map(|cell| cell.unwrap_or("–").to_string());
+            Ok(strings(head, cells))
+        })
+        .collect::<PolarsResult<_>>()?;
+    Ok(DataFrame::new_infer_height(columns)?)
+}
+
+/// The frame as CSV, with a head.
+pub fn to_csv(frame: &DataFrame) -> Result<String> {
+    let mut bytes = Vec::new();
+    CsvWriter::new(&mut bytes).include_header(true).finish(&mut frame.clone())?;
+    Ok(String::from_utf8(bytes)?)
+}
+
+/// A frame of text as a markdown table; columns of numbers stand to the right.
+pub fn to_markdown(frame: &DataFrame) -> Result<String> {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let heads: Vec<String> =
+        frame.get_column_names().iter().map(|name| escape_cell(name.as_str())).collect();
+    let mut text = line(&heads);
+    let columns: Vec<&StringChunked> =
+        frame.columns().iter().map(|column| column.str()).collect::<PolarsResult<_>>()?;
+    let is_number = |cell: &str| {
+        let bare = cell.trim_start_matches('*');
+        bare.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–') || bare == "NaN"
+    };
+    let rule: Vec<String> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| at > 0 && column.iter().flatten().all(is_number))
+        .map(|numbers| if numbers { "---:" } else { "---" }.to_string())
+        .collect();
+    text.push_str(&line(&rule));
+    for row in 0..frame.height() {
+        let cells: Vec<String> =
+            columns.iter().map(|column| escape_cell(column.get(row).unwrap_or("–"))).collect();
+        text.push_str(&line(&cells));
+    }
+    Ok(text)
+}
+
+/// Rows of text under `heads`, as [`to_markdown`] writes them.
+pub fn rows_to_markdown(heads: &[&str], rows: &[Vec<String>]) -> Result<String> {
+    let columns = heads
+        .iter()
+        .enumerate()
+        .map(|(at, head)| strings(head, rows.iter().map(|row| row[at].clone())))
+        .collect();
+    to_markdown(&DataFrame::new(rows.len(), columns)?)
+}
+
+/// A pipe would end the cell, a line break the table.
+fn escape_cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(row: &str, column: &str, cell: &str) -> (String, String, String) {
+        (row.into(), column.into(), cell.into())
+    }
+
+    #[test]
+    fn a_pivot_keeps_the_order_and_marks_gaps() {
+        let cells = [
+            cell("b", "512", "1"),
+            cell("b", "1K", "2"),
+            cell("a|c", "512", "3"),
+            cell("a|c", "row", "4"),
+        ];
+        let table = to_markdown(&pivot("rope", &cells).unwrap()).unwrap();
+        let expected = "| rope | 512 | 1K | row |\n\
+                        | --- | ---: | ---: | ---: |\n\
+                        | b | 1 | 2 | – |\n\
+                        | a\\|c | 3 | – | 4 |\n";
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn means_are_grouped_over_seeds() {
+        let runs = df!(
+            "label" => ["a", "a", "b"],
+            "seed" => [0i64, 1, 0],
+            "method" => ["prefix", "prefix", "prefix"],
+            "context_length" => [512i64, 512, 512],
+            "nll" => [1.0, 3.0, 2.0],
+        )
+        .unwrap();
+        let csv = to_csv(&over_seeds(&runs).unwrap()).unwrap();
+        let lines: Vec<&str> = csv.lines().collect();
+        assert_eq!(
+            lines[0],
+            "label,method,context_length,seeds,nll,nll_low,nll_high,perplexity,perplexity_low,perplexity_high"
+        );
+        // 12.706 is t(0.975) with one degree of freedom; the standard error of 1 and 3 is 1.
+        assert!(lines[1].starts_with("a,prefix,512,2,2.0,-10.706204"), "{csv}");
+        assert_eq!(lines[2], format!("b,prefix,512,1,2.0,,,{},,", 2f64.exp()));
+    }
+}

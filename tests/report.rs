@@ -1,0 +1,655 @@
+//! The boundary between the store and its reports: synthetic sweeps in, pages, plots and tables out.
+
+use fathom::cli::report::{ReportArgs, run};
+use fathom::report::input::Comparison;
+use fathom::report::{Files, render, write_report};
+use rusqlite::{Connection, params};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const SCHEMA: &str = include_str!("../src/harness/store/schema.sql");
+
+/// A store in a folder of its own, filled by hand.
+struct Store {
+    results: tempfile::TempDir,
+    db: Connection,
+    points: i64,
+}
+
+/// What a synthetic run recorded.
+struct Made {
+    status: &'static str,
+    detail: Option<&'static str>,
+    params: Value,
+    /// Training loss by step, from 1.
+    losses: Vec<f64>,
+    eval_loss: Option<f64>,
+    /// (method, context length, NLL of each window)
+    perplexity: Vec<(&'static str, i64, Vec<f64>)>,
+    /// (start, end, NLL)
+    positions: Vec<(i64, i64, f64)>,
+    peak: Option<i64>,
+    /// Asked, free and all there is, for a run out of memory.
+    memory: Option<(i64, i64, i64)>,
+    facts: Value,
+    warnings: Vec<&'static str>,
+}
+
+impl Made {
+    fn finished(params: Value) -> Made {
+        Made {
+            status: "finished",
+            detail: None,
+            params,
+            losses: Vec::new(),
+            eval_loss: None,
+            perplexity: Vec::new(),
+            positions: Vec::new(),
+            peak: Some(1_500_000_000),
+            memory: None,
+            facts: json!({}),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Store {
+    fn new(name: &str, question: Option<&str>, spec: Value) -> Store {
+        let results = tempfile::tempdir().unwrap();
+        let db = Connection::open(results.path().join("fathom.db")).unwrap();
+        // What is written here need not survive a power cut.
+        db.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY;").unwrap();
+        db.execute_batch(SCHEMA).unwrap();
+        db.execute_batch("PRAGMA user_version = 1; BEGIN").unwrap();
+        db.execute(
+            "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, 0)",
+            params![name, format!("experiments/{name}.yaml"), question, spec.to_string()],
+        )
+        .unwrap();
+        db.execute_batch("COMMIT").unwrap();
+        Store { results, db, points: 0 }
+    }
+
+    fn path(&self) -> &Path {
+        self.results.path()
+    }
+
+    /// Adds a point, and its run where there is one.
+    fn point(&mut self, label: &str, seed: i64, mut settings: Value, made: Option<Made>) {
+        let run_id = format!("{:012x}", 0xa11_ce00 + self.points);
+        settings["train.seed"] = seed.into();
+        self.db.execute_batch("BEGIN").unwrap();
+        self.db
+            .execute(
+                "INSERT INTO points VALUES (1, ?1, ?2, ?3, ?4, ?5)",
+                params![self.points, label, seed, settings.to_string(), run_id],
+            )
+            .unwrap();
+        self.points += 1;
+        if let Some(made) = made {
+            self.insert_run(&run_id, seed, &made);
+        }
+        self.db.execute_batch("COMMIT").unwrap();
+    }
+
+    fn insert_run(&self, run_id: &str, seed: i64, made: &Made) {
+        let steps = made.losses.len() as i64;
+        let digests =
+            json!({"model": "7".repeat(64), "tokenizer": "8".repeat(64), "data": "9".repeat(64)});
+        let insert = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
+            self.db.prepare_cached(sql).unwrap().execute(values).unwrap();
+        };
+        insert(
+            "INSERT INTO runs (run_id, run_hash, group_hash, folder, config, digests, seed, created_at, status, \
+             status_detail, attempt, seconds, step, tokens, last_loss, peak_allocated, code_version, git_commit, \
+             git_dirty, host, device, device_name, driver, libtorch, threads, asked_bytes, free_bytes) \
+             VALUES (?1, ?1, 'g', 'runs/' || ?1, '{}', ?2, ?3, 0, ?4, ?5, 1, ?6, ?7, ?8, ?9, ?10, '0.1.0', \
+             'c0ffee0', 0, 'secret-host', 'cuda:0', 'Synthetic 80 GB', '570.1', '2.11.0', 4, ?11, ?12)",
+            params![
+                run_id,
+                digests.to_string(),
+                seed,
+                made.status,
+                made.detail,
+                61.5 + seed as f64,
+                steps,
+                steps * 2048,
+                made.losses.last(),
+                made.peak,
+                made.memory.map(|(asked, _, _)| asked),
+                made.memory.map(|(_, free, _)| free),
+            ],
+        );
+        let run = self.db.last_insert_rowid();
+        for (key, value) in made.params.as_object().unwrap() {
+            let row = params![run, key, value.to_string(), value.as_f64()];
+            insert("INSERT INTO params VALUES (?1, ?2, ?3, ?4)", row);
+        }
+        for (name, value) in made.facts.as_object().unwrap() {
+            insert("INSERT INTO facts VALUES (?1, ?2, ?3)", params![run, name, value.to_string()]);
+        }
+        let metric = |key: &str, step: i64, value: f64| {
+            insert("INSERT OR IGNORE INTO metric_keys (key) VALUES (?1)", params![key]);
+            insert(
+                "INSERT INTO metrics VALUES (?1, (SELECT id FROM metric_keys WHERE key = ?2), ?3, ?4)",
+                params![run, key, step, value],
+            );
+        };
+        for (step, loss) in (1..).zip(&made.losses) {
+            metric("loss", step, *loss);
+            metric("tokens_per_second", step, 2000.0 + step as f64);
+        }
+        if let Some(loss) = made.eval_loss {
+            metric("eval_loss.validation", steps, loss);
+        }
+        for (method, context_length, windows) in &made.perplexity {
+            let count = windows.len() as i64;
+            let nll = windows.iter().sum::<f64>() / count as f64;
+            insert(
+                "INSERT INTO perplexity VALUES (?1, ?2, 'validation', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                params![
+                    run,
+                    steps,
+                    method,
+                    context_length,
+                    count,
+                    count * 64,
+                    nll,
+                    nll.exp(),
+                    nll - 0.05,
+                    nll + 0.05,
+                    json!(windows).to_string()
+                ],
+            );
+        }
+        for (start, end, nll) in &made.positions {
+            insert(
+                "INSERT INTO position_nll VALUES (?1, ?2, 'validation', ?3, ?4, ?5, ?6)",
+                params![run, steps, start, end, (end - start) * 8, nll],
+            );
+        }
+        let warnings = made.warnings.iter().map(|text| ("warning", json!({ "message": text })));
+        let ending = made.memory.map(|(_, _, total)| ("out_of_memory", json!({ "total": total })));
+        for (seq, (kind, body)) in (0i64..).zip(warnings.chain(ending)) {
+            insert(
+                "INSERT INTO events_meta VALUES (?1, ?2, 0, ?3, ?4)",
+                params![run, seq, kind, body.to_string()],
+            );
+        }
+    }
+
+    fn render(&self) -> Files {
+        let name: String =
+            self.db.query_row("SELECT name FROM sweeps", [], |row| row.get(0)).unwrap();
+        render(&Comparison::read(self.path(), &name).unwrap()).unwrap()
+    }
+
+    fn page(&self) -> String {
+        self.render().remove("report.md").unwrap()
+    }
+}
+
+/// A number in -1..1 that looks random and is the same everywhere.
+fn noise(a: i64, b: i64, c: i64) -> f64 {
+    let mut x = (a * 73_856_093) ^ (b * 19_349_663) ^ (c * 83_492_791);
+    x = (x ^ (x >> 13)).wrapping_mul(1_274_126_177);
+    ((x ^ (x >> 16)) & 0xffff) as f64 / 32_768.0 - 1.0
+}
+
+/// A training loss that falls from 4.5 to about `to` over 60 steps.
+fn falling(to: f64, id: i64) -> Vec<f64> {
+    let at = |s: i64| to + (4.5 - to) * (-s as f64 / 12.0).exp() + 0.05 * noise(id, s, 7);
+    (1..=60).map(at).collect()
+}
+
+/// Name, `rope_type`, and by how much NLL rises with each octave past the training window.
+const VARIANTS: [(&str, &str, f64); 7] = [
+    ("plain", "default", 0.92),
+    ("linear", "linear", 0.35),
+    ("dynamic", "dynamic", 0.16),
+    ("yarn2", "yarn", 0.045),
+    ("yarn4", "yarn", 0.03),
+    ("llama3", "llama3", 0.05),
+    ("theta", "default", 0.02),
+];
+
+/// Seven RoPE variants, trained at 256 tokens, evaluated from 128 to 1024.
+fn rope_sweep(seeds: i64) -> Store {
+    let axis: Map<String, Value> = VARIANTS
+        .iter()
+        .map(|(name, kind, _)| {
+            (name.to_string(), json!({"model.rope_parameters": {"rope_type": kind}}))
+        })
+        .collect();
+    let spec = json!({
+        "name": "rope_variants",
+        "axes": {"rope": axis},
+        "seeds": seeds,
+        "report": {"baseline": "plain", "title": "RoPE variants past the training window"},
+    });
+    let question = "Which RoPE variant keeps perplexity flat past the training window?\n\
+                    fathom sweep run experiments/rope_variants.yaml";
+    let mut store = Store::new("rope_variants", Some(question), spec);
+    for (index, (name, kind, slope)) in (0..).zip(VARIANTS) {
+        for seed in 0..seeds {
+            let id = index * 10 + seed;
+            let nll_at = |length: f64, window: i64| {
+                let octaves = (length / 256.0).log2();
+                let base = 2.55 - 0.06 * octaves + if name == "linear" { 0.04 } else { 0.0 };
+                let noise = 0.004 * noise(id, 1, 1)
+                    + 0.1 * noise(0, window, 2)
+                    + 0.004 * noise(id, window, 3);
+                base + slope * octaves.max(0.0) + noise
+            };
+            let mut made = Made::finished(json!({
+                "model.rope_parameters.rope_type": kind,
+                "model.rope_parameters.rope_theta": if name == "theta" { 500_000.0 } else { 10_000.0 },
+                "model.path": format!("/somewhere/private/{kind}"),
+                "train.sequence_length": 256,
+                "train.seed": seed,
+                "eval.split": "validation",
+                "eval.last_stride": 64,
+            }));
+            made.losses = falling(2.5 + slope * 0.05, id);
+            made.eval_loss = Some(nll_at(256.0, 0));
+            for length in [128, 256, 512, 768, 1024] {
+                for (method, offset) in [("last_stride", 0.0), ("prefix", 0.11)] {
+                    let windows =
+                        (0..12).map(|window| nll_at(length as f64, window) + offset).collect();
+                    made.perplexity.push((method, length, windows));
+                }
+            }
+            let edge = |bin: i32| 1024f64.powf(f64::from(bin) / 40.0) as i64;
+            made.positions = (0..40)
+                .map(|bin| (edge(bin), edge(bin + 1)))
+                .filter(|(start, end)| start < end)
+                .map(|(start, end)| (start, end, nll_at(start as f64, start) + 2.0 / start as f64))
+                .collect();
+            store.point(&format!("rope={name}"), seed, json!({ "rope": name }), Some(made));
+        }
+    }
+    store
+}
+
+/// Five learning rates, three seeds each; one run of the highest diverged.
+fn learning_rate_sweep() -> Store {
+    let rates = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
+    let spec = json!({
+        "name": "learning_rate",
+        "axes": {"train.learning_rate": rates},
+        "report": {"baseline": "train.learning_rate=0.0001"},
+    });
+    let mut store = Store::new("learning_rate", Some("Which learning rate?"), spec);
+    for (index, rate) in (0..).zip(rates) {
+        for seed in 0..3 {
+            let id = 100 + index * 10 + seed;
+            let best = 2.4 + 0.36 * (rate / 2e-4f64).log10().powi(2) + 0.006 * noise(id, 0, 0);
+            let mut made = Made::finished(json!({
+                "train.learning_rate": rate,
+                "train.sequence_length": 256,
+                "train.seed": seed,
+                "eval.split": "validation",
+            }));
+            made.losses = falling(best, id);
+            if index == 4 && seed == 1 {
+                made.status = "diverged";
+                made.detail = Some("the loss rose to 3 times its lowest");
+                made.losses.truncate(20);
+                made.losses.extend((0..8).map(|s| 3.5 * 1.4f64.powi(s)));
+            } else {
+                made.eval_loss = Some(best + 0.02);
+            }
+            let settings = json!({ "train.learning_rate": rate });
+            store.point(&format!("train.learning_rate={rate}"), seed, settings, Some(made));
+        }
+    }
+    store
+}
+
+/// A search for the longest sequence that trains within 4 GiB.
+fn ceiling_sweep() -> Store {
+    const GIB: f64 = 1_073_741_824.0;
+    let spec = json!({
+        "name": "context_ceiling",
+        "search": {
+            "kind": "bisect",
+            "parameter": "train.sequence_length",
+            "low": 1024,
+            "high": 65536,
+            "resolution": 512
+        },
+    });
+    let question = Some("What is the longest sequence that trains?");
+    let mut store = Store::new("context_ceiling", question, spec);
+    for length in [1024, 65_536, 33_280, 17_408, 9_216, 13_312, 11_264, 12_288, 11_776] {
+        let needs = (0.6 + length as f64 * 0.000_295) * GIB;
+        let mut made = Made::finished(json!({
+            "train.sequence_length": length,
+            "train.seed": 0,
+            "run.memory_cap": 4i64 << 30,
+        }));
+        made.peak = Some(needs as i64);
+        made.losses = falling(3.0, length)[..4].to_vec();
+        if needs > 4.0 * GIB {
+            made.status = "out_of_memory";
+            made.losses.clear();
+            made.peak = Some((3.6 * GIB) as i64);
+            made.memory = Some(((needs - 3.5 * GIB) as i64, (0.4 * GIB) as i64, 4 << 30));
+        }
+        let settings = json!({ "train.sequence_length": length });
+        store.point(&format!("train.sequence_length={length}"), 0, settings, Some(made));
+    }
+    store
+}
+
+/// Writes the report where it can be looked at: set `FATHOM_LOOK` to a folder.
+fn show(sweep: &str, files: &Files) {
+    if let Some(folder) = std::env::var_os("FATHOM_LOOK") {
+        let folder = Path::new(&folder).join(sweep);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_rope_sweep() {
+    let files = rope_sweep(2).render();
+    show("rope_variants", &files);
+    insta::assert_snapshot!("rope_variants.md", files["report.md"]);
+    insta::assert_snapshot!("rope_variants_perplexity.svg", files["perplexity_last_stride.svg"]);
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    let expected = [
+        "loss.csv",
+        "loss.svg",
+        "nll_by_position.csv",
+        "nll_by_position.svg",
+        "perplexity_by_run.csv",
+        "perplexity_last_stride.csv",
+        "perplexity_last_stride.svg",
+        "perplexity_prefix.csv",
+        "perplexity_prefix.svg",
+        "report.md",
+        "runs.csv",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn a_learning_rate_sweep() {
+    let files = learning_rate_sweep().render();
+    show("learning_rate", &files);
+    insta::assert_snapshot!("learning_rate.md", files["report.md"]);
+    let csv = &files["by_learning_rate.csv"];
+    assert!(csv.contains("mean,0.001,1,diverged,\n"), "{csv}");
+}
+
+#[test]
+fn a_search_for_the_ceiling() {
+    let files = ceiling_sweep().render();
+    show("context_ceiling", &files);
+    insta::assert_snapshot!("context_ceiling.md", files["report.md"]);
+}
+
+#[test]
+fn the_same_store_gives_the_same_bytes() {
+    let store = rope_sweep(2);
+    assert_eq!(store.render(), store.render());
+    assert_eq!(store.render(), rope_sweep(2).render());
+}
+
+#[test]
+fn a_report_says_nothing_of_the_machine() {
+    for (name, text) in rope_sweep(2).render() {
+        for private in ["secret-host", "somewhere", "private"] {
+            assert!(!text.contains(private), "{name} has {private}");
+        }
+    }
+}
+
+#[test]
+fn plots_are_whole_and_nothing_in_them_is_clipped() {
+    for store in [rope_sweep(2), learning_rate_sweep(), ceiling_sweep()] {
+        for (name, svg) in store.render().iter().filter(|(name, _)| name.ends_with(".svg")) {
+            assert!(svg.contains(r#"role="img""#), "{name}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}: {svg}");
+            for tag in ["svg", "title", "desc", "text"] {
+                let opened = svg.matches(&format!("<{tag} ")).count();
+                let closed = svg.matches(&format!("</{tag}>")).count();
+                assert!(opened == closed && opened > 0, "{name}: {opened} {tag}, {closed} closed");
+            }
+            let size = |key: &str| -> f64 {
+                let (_, rest) = svg.split_once(&format!(" {key}=\"")).unwrap();
+                rest.split_once('"').unwrap().0.parse().unwrap()
+            };
+            let (width, height) = (size("width") * 10.0, size("height") * 10.0);
+            for points in svg.split("points=\"").skip(1) {
+                for pair in points.split_once('"').unwrap().0.split_whitespace() {
+                    let (x, y) = pair.split_once(',').unwrap();
+                    let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
+                    let inside = (0.0..=width).contains(&x) && (0.0..=height).contains(&y);
+                    assert!(inside, "{name}: {pair}");
+                }
+            }
+        }
+    }
+}
+
+/// Where an SVG's texts stand, in pixels: (x, y, text).
+fn texts(svg: &str) -> Vec<(f64, f64, String)> {
+    let number = |tag: &str, key: &str| -> f64 {
+        let (_, rest) = tag.split_once(&format!(" {key}=\"")).unwrap();
+        rest.split_once('"').unwrap().0.parse::<f64>().unwrap() / 10.0
+    };
+    svg.split("<text ")
+        .skip(1)
+        .map(|rest| {
+            let (tag, rest) = rest.split_once('>').unwrap();
+            let text = rest.split_once("</text>").unwrap().0.trim().to_string();
+            (number(tag, "x"), number(tag, "y"), text)
+        })
+        .collect()
+}
+
+#[test]
+fn twelve_series_with_long_names_stay_apart() {
+    let mut store = Store::new("many", None, json!({"name": "many"}));
+    for (index, rope) in (0..).zip(["plain", "linear", "yarn", "theta"]) {
+        for rate in [1e-5, 1e-4, 1e-3] {
+            for seed in 0..2 {
+                let mut made = Made::finished(json!({"train.sequence_length": 4096}));
+                let id = index * 100 + seed;
+                made.losses = falling(2.2 + index as f64 * 0.01, id);
+                made.perplexity = [2048i64, 4096, 8192, 16_384]
+                    .map(|length| {
+                        let nll = 2.2 + 0.02 * noise(id, length, (rate * 1e6) as i64);
+                        ("last_stride", length, vec![nll, nll + 0.1])
+                    })
+                    .to_vec();
+                let label = format!("model.rope_parameters={rope}, train.learning_rate={rate:e}");
+                let settings = json!({"model.rope_parameters": rope, "train.learning_rate": rate});
+                store.point(&label, seed, settings, Some(made));
+            }
+        }
+    }
+    let files = store.render();
+    show("many", &files);
+    for name in ["perplexity_last_stride.svg", "loss.svg"] {
+        let mut labels: Vec<(f64, f64, String)> =
+            texts(&files[name]).into_iter().filter(|(_, _, text)| text.contains('…')).collect();
+        assert_eq!(labels.len(), 12, "{name}: {labels:?}");
+        labels.sort_by(|a, b| a.1.total_cmp(&b.1));
+        for pair in labels.windows(2) {
+            assert!(pair[1].1 - pair[0].1 > 16.0, "{name}: {pair:?}");
+        }
+    }
+}
+
+#[test]
+fn one_seed_has_no_interval_and_says_so() {
+    let page = rope_sweep(1).page();
+    assert!(page.contains("one seed, so there is no interval over seeds"), "{page}");
+    assert!(page.contains("over the windows of one seed, by bootstrap"), "{page}");
+    let table = page.split("## Figures").next().unwrap();
+    assert!(!table.contains('±'), "{table}");
+}
+
+#[test]
+fn a_sweep_without_a_finished_run_is_a_page_all_the_same() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    let mut failed = Made::finished(json!({}));
+    failed.status = "failed";
+    failed.detail = Some("configuration not honoured: train.sequence_length is 512, found 4096");
+    store.point("rope=a", 0, json!({"rope": "a"}), Some(failed));
+    store.point("rope=b", 0, json!({"rope": "b"}), None);
+    let page = store.page();
+    assert!(page.contains("**There is no answer yet:**"), "{page}");
+    assert!(page.contains("found 4096"), "{page}");
+    assert!(page.contains("**This report is partial: 1 of 2 points"), "{page}");
+    assert!(page.contains("| b | 0 | not run yet | – |"), "{page}");
+}
+
+#[test]
+fn a_sweep_without_points_is_a_page_all_the_same() {
+    let page = Store::new("s", None, json!({"name": "s"})).page();
+    assert!(page.contains("**There is no answer yet:**"), "{page}");
+    let search = json!({"name": "s", "search": {"kind": "bisect", "parameter": "p"}});
+    let page = Store::new("s", None, search).page();
+    assert!(page.contains("the search has made no run"), "{page}");
+}
+
+#[test]
+fn a_single_point() {
+    let mut store = Store::new("s", Some("Does it train?"), json!({"name": "s"}));
+    let mut made = Made::finished(json!({"train.sequence_length": 256}));
+    made.losses = falling(2.0, 3);
+    store.point("", 0, json!({}), Some(made));
+    let files = store.render();
+    let page = &files["report.md"];
+    assert!(page.contains("**(the only one)** has the lowest final training loss"), "{page}");
+    assert!(page.contains("nothing else can be compared"), "{page}");
+    assert!(files.contains_key("loss.svg"));
+}
+
+#[test]
+fn numbers_that_are_none_never_win() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for (name, nll) in [("lost", f64::NAN), ("good", 2.0)] {
+        for seed in 0..2 {
+            let mut made = Made::finished(json!({"eval.split": "validation"}));
+            made.losses = vec![3.0, nll];
+            made.perplexity = vec![("prefix", 512, vec![nll; 3]), ("prefix", 1024, vec![nll; 3])];
+            made.positions = vec![(1, 2, nll), (2, 4, nll)];
+            store.point(&format!("rope={name}"), seed, json!({ "rope": name }), Some(made));
+        }
+    }
+    let page = store.page();
+    assert!(page.contains("**good** has the lowest perplexity at 1K tokens (prefix)"), "{page}");
+    assert!(page.contains("Not a number, and left out: **lost**."), "{page}");
+    assert!(page.contains("| lost | NaN | NaN |"), "{page}");
+}
+
+#[test]
+fn labels_may_hold_what_markdown_and_svg_reserve() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for name in ["a|b", "<c> & *d*"] {
+        let mut made = Made::finished(json!({}));
+        made.losses = falling(2.0, 3);
+        store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+    }
+    let files = store.render();
+    let page = &files["report.md"];
+    assert!(page.contains("| a\\|b |"), "{page}");
+    assert!(page.contains("| &lt;c&gt; & \\*d\\* |"), "{page}");
+    assert!(files["loss.svg"].contains("&lt;c&gt; &amp; *d*"), "{}", files["loss.svg"]);
+}
+
+#[test]
+fn leaked_files_and_warnings_stand_at_the_top() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for seed in 0..2 {
+        let mut made = Made::finished(json!({}));
+        made.losses = falling(2.0, seed);
+        made.facts = json!({"data.held_out_also_trained_on": ["/corpus/dagon.txt"]});
+        made.warnings = vec!["the last block is short", "the last block is short"];
+        store.point("", seed, json!({}), Some(made));
+    }
+    let page = store.page();
+    let (top, _) = page.split_once("## Answer").unwrap();
+    assert!(top.contains("**Held-out files were also trained on: `dagon.txt`."), "{top}");
+    assert!(top.contains("the last block is short *(2 runs)*"), "{top}");
+}
+
+#[test]
+fn settings_that_can_t_be_followed_are_reported() {
+    let report = json!({"baseline": "nobody", "method": "last_stride", "context_length": 99});
+    let mut store = Store::new("s", None, json!({"name": "s", "report": report}));
+    for name in ["a", "b"] {
+        let mut made = Made::finished(json!({}));
+        made.perplexity = vec![("prefix", 512, vec![2.0, 2.1])];
+        store.point(&format!("rope={name}"), 0, json!({ "rope": name }), Some(made));
+    }
+    let page = store.page();
+    assert!(page.contains("names `nobody`, which no point is called"), "{page}");
+    assert!(page.contains("asks for `last_stride`, which no finished run has"), "{page}");
+    assert!(page.contains("asks for 99, which no finished run has; 512 stands in"), "{page}");
+}
+
+#[test]
+fn a_new_report_removes_what_the_old_one_wrote_and_nothing_else() {
+    let store = rope_sweep(1);
+    let out = tempfile::tempdir().unwrap();
+    let page = write_report(store.path(), "rope_variants", out.path()).unwrap();
+    let folder = page.parent().unwrap();
+    assert_eq!(page, out.path().join("rope_variants/report.md"));
+    assert!(folder.join("nll_by_position.svg").exists());
+    std::fs::write(folder.join("notes.csv"), "mine").unwrap();
+
+    store.db.execute_batch("DELETE FROM position_nll").unwrap();
+    write_report(store.path(), "rope_variants", out.path()).unwrap();
+    assert!(!folder.join("nll_by_position.svg").exists());
+    assert!(!folder.join("nll_by_position.csv").exists());
+    assert!(folder.join("perplexity_prefix.svg").exists());
+    assert_eq!(std::fs::read_to_string(folder.join("notes.csv")).unwrap(), "mine");
+    let left: Vec<_> = std::fs::read_dir(out.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[test]
+fn a_report_that_fails_leaves_the_folder_as_it_was() {
+    let store = rope_sweep(1);
+    let out = tempfile::tempdir().unwrap();
+    let page = write_report(store.path(), "rope_variants", out.path()).unwrap();
+    let before = std::fs::read_to_string(&page).unwrap();
+    store.db.execute_batch("UPDATE perplexity SET window_nll = 'no list'").unwrap();
+    let error = write_report(store.path(), "rope_variants", out.path()).unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("window_nll: expected JSON, found `no list`"), "{error}");
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), before);
+}
+
+#[test]
+fn the_command_names_what_is_missing() {
+    let mut store = rope_sweep(1);
+    store.point("rope=late", 0, json!({"rope": "late"}), None);
+    let out = tempfile::tempdir().unwrap();
+    let args = |sweep: &str, results: &Path, allow_partial: bool| ReportArgs {
+        sweep: sweep.into(),
+        results: results.into(),
+        out: out.path().into(),
+        allow_partial,
+    };
+    let error = |args: ReportArgs| format!("{:#}", run(args).unwrap_err());
+    let message = error(args("rope_variants", store.path(), false));
+    assert!(message.contains("found 1 of 8 that have not"), "{message}");
+    assert!(message.contains("help: finish the sweep, or give --allow-partial"), "{message}");
+    run(args("rope_variants", store.path(), true)).unwrap();
+    assert!(out.path().join("rope_variants/report.md").exists());
+
+    let message = error(args("rope_variant", store.path(), false));
+    assert!(message.contains("help: the store has rope_variants"), "{message}");
+    let empty = tempfile::tempdir().unwrap();
+    let message = error(args("rope_variants", empty.path(), false));
+    assert!(message.contains("fathom.db: expected a store, found no such file"), "{message}");
+}
