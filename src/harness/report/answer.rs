@@ -69,7 +69,7 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         });
         match next.and_then(|next| Some((next, summary.difference(best, next, measure)?))) {
             Some((next, difference)) => sentence.push_str(&format!(
-                ", the baseline itself, {} {}",
+                ", the baseline itself, {} than {}",
                 lower(&difference, is_perplexity),
                 name(next)
             )),
@@ -79,10 +79,15 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         }
     } else {
         match summary.difference(best, summary.baseline, measure) {
-            Some(difference) => sentence.push_str(&format!(
-                ", {} the baseline {}",
+            Some(difference) if difference.is_distinguishable() => sentence.push_str(&format!(
+                ", {} than the baseline {}",
                 lower(&difference, is_perplexity),
                 name(summary.baseline)
+            )),
+            Some(difference) => sentence.push_str(&format!(
+                ", but it can't be told from the baseline {}: {}",
+                name(summary.baseline),
+                lower(&difference, is_perplexity)
             )),
             None => sentence.push_str(&format!(
                 "; the baseline {} has no run to compare it with",
@@ -99,6 +104,9 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         (0, _) => {
             sentence.push_str(" All others that can be compared are distinguishable from it.")
         }
+        (n, all) if n > NAMED => sentence.push_str(&format!(
+            " Not distinguishable from it: {n} of the {all} others, in bold below."
+        )),
         (n, all) if n == all => sentence.push_str(&format!(
             " None can be told from it: the differences of {} include zero.",
             list(&names)
@@ -115,7 +123,7 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
     sentence
 }
 
-/// How much lower the first of a difference is: `3.1 % lower (95 % interval …) than`, `6.3× lower (…) than`.
+/// How much lower the first of a difference is: `3.1 % lower (95 % interval …)`, `6.3× lower (…)`.
 fn lower(difference: &Difference, is_perplexity: bool) -> String {
     let over = match difference.over_windows {
         true => "over the windows of one seed, by bootstrap".to_string(),
@@ -130,15 +138,15 @@ fn lower(difference: &Difference, is_perplexity: bool) -> String {
     if !is_perplexity {
         let half = above.map_or(0.0, |i| i.half_width());
         let shown = |x: f64| as_sure_as(x, half);
-        return format!("{} lower ({}) than", shown(-difference.mean), within(above, &shown));
+        return format!("{} lower ({})", shown(-difference.mean), within(above, &shown));
     }
     let widest = above.map_or(difference.mean.abs(), |i| i.low.abs().max(i.high.abs()));
     if widest < 0.7 {
         let percent = |x: f64| format!("{} %", rounded((1.0 - (-x).exp()) * 100.0));
-        return format!("{} lower ({}) than", percent(-difference.mean), within(above, &percent));
+        return format!("{} lower ({})", percent(-difference.mean), within(above, &percent));
     }
     let times = |x: f64| format!("{}×", rounded(x.exp()));
-    format!("{} lower ({}) than", times(-difference.mean), within(above, &times))
+    format!("{} lower ({})", times(-difference.mean), within(above, &times))
 }
 
 /// Two significant digits are enough for a ratio; whole numbers from 100 on.
@@ -271,8 +279,8 @@ fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
     sentence
 }
 
-/// The failures that an answer names one by one.
-const NAMED_FAILURES: usize = 6;
+/// Labels or failures that an answer names one by one.
+const NAMED: usize = 6;
 
 fn failures(summary: &Summary) -> Option<String> {
     let points = summary.comparison.points.len();
@@ -287,11 +295,11 @@ fn failures(summary: &Summary) -> Option<String> {
         return None;
     }
     let all = failed.len();
-    let more = match all.saturating_sub(NAMED_FAILURES) {
+    let more = match all.saturating_sub(NAMED) {
         0 => String::new(),
         more => format!("; and {more} more, under *Points*"),
     };
-    failed.truncate(NAMED_FAILURES);
+    failed.truncate(NAMED);
     let of = if points == 1 { "the only run".into() } else { format!("{points} runs") };
     let does = if all == 1 { "does" } else { "do" };
     Some(format!(
@@ -377,17 +385,17 @@ mod tests {
         };
         assert_eq!(
             lower(&about(-0.05, 0.01), true),
-            "4.9 % lower (95 % interval 3.9 % to 5.8 %, paired over 3 seeds) than"
+            "4.9 % lower (95 % interval 3.9 % to 5.8 %, paired over 3 seeds)"
         );
         assert_eq!(
             lower(&about(-2.0, 0.1), true),
-            "7.4× lower (95 % interval 6.7× to 8.2×, paired over 3 seeds) than"
+            "7.4× lower (95 % interval 6.7× to 8.2×, paired over 3 seeds)"
         );
         assert_eq!(
             lower(&about(-0.05, 0.01), false),
-            "0.050 lower (95 % interval 0.040 to 0.060, paired over 3 seeds) than"
+            "0.050 lower (95 % interval 0.040 to 0.060, paired over 3 seeds)"
         );
         let single = Difference { interval: None, seeds: 1, ..about(-0.05, 0.0) };
-        assert_eq!(lower(&single, true), "4.9 % lower (one seed: no interval) than");
+        assert_eq!(lower(&single, true), "4.9 % lower (one seed: no interval)");
     }
 }

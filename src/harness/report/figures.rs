@@ -160,16 +160,7 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
     for (index, label) in summary.labels.iter().enumerate() {
         let mut one = Series::new(&label.name, style(summary, index));
         one.markers = false;
-        let curves: Vec<(i64, &Run, &Vec<(i64, f64)>)> = label
-            .points
-            .iter()
-            .filter_map(|p| {
-                let run = p.run.as_ref()?;
-                let curve = run.metrics.get(TRAINING_LOSS)?;
-                Some((p.seed, run, curve))
-            })
-            .filter(|(_, _, curve)| !curve.is_empty())
-            .collect();
+        let curves: Vec<Curve> = label.points.iter().filter_map(|point| curve(point)).collect();
         if curves.is_empty() {
             continue;
         }
@@ -241,6 +232,15 @@ fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
         svg: chart.to_svg()?,
         csv: tables::to_csv(&frame)?,
     }))
+}
+
+/// The training loss of one run.
+type Curve<'a> = (i64, &'a Run, &'a [(i64, f64)]);
+
+fn curve(point: &Point) -> Option<Curve<'_>> {
+    let run = point.run.as_ref()?;
+    let losses = run.metrics.get(TRAINING_LOSS).filter(|losses| !losses.is_empty())?;
+    Some((point.seed, run, losses))
 }
 
 /// A curve of at most [`CURVE_POINTS`] points: the means of equally many neighbours.
@@ -371,7 +371,7 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
         let others: Vec<String> = settings
             .iter()
             .filter(|(key, _)| *key != axis && *key != SEED)
-            .map(|(key, value)| format!("{key}={}", plain(value)))
+            .map(|(key, value)| format!("{}={}", last_part(key), plain(value)))
             .collect();
         let name = if others.is_empty() { "mean".to_string() } else { others.join(", ") };
         let at = series.iter().position(|s| s.label == name).unwrap_or_else(|| {
@@ -400,7 +400,7 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
             one.dots.clear();
         }
     }
-    let short = axis.rsplit('.').next().unwrap_or(axis);
+    let short = last_part(axis);
     let what = match measure {
         Measure::Perplexity { context_length, .. } => {
             format!("perplexity at {} tokens", length_label(*context_length as f64))
@@ -538,6 +538,11 @@ fn cap(point: &Point) -> Option<(i64, &'static str)> {
     let cap = run.params.get("run.memory_cap").and_then(Value::as_i64);
     let total = run.total_bytes.map(|bytes| (bytes, "device memory"));
     cap.map(|bytes| (bytes, "memory cap")).or(total)
+}
+
+/// `learning_rate` of `train.learning_rate`.
+fn last_part(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 /// A key as part of a file's name.

@@ -124,7 +124,7 @@ fn caption(summary: &Summary, measure: &Measure, method: Option<&String>) -> Str
     format!(
         "{what}; {sure}. Bold: the best of a column and all that can't be told from it. \
          Ordered as planned; baseline: {}.\n\n",
-        bold(&summary.labels.get(summary.baseline).map_or("none", |label| &label.name))
+        bold(summary.labels.get(summary.baseline).map_or("none", |label| &label.name))
     )
 }
 
@@ -434,6 +434,7 @@ fn provenance(summary: &Summary) -> Result<String> {
     };
     let plain_text = |of: &dyn Fn(&Run) -> Option<&String>| distinct(&|run| Some(text(of(run)?)));
     let facts = [
+        ("this page", in_code(&format!("fathom report {}", comparison.sweep))),
         ("sweep file", in_code(&without_paths(&comparison.file))),
         ("runs", runs.len().to_string()),
         ("code version", plain_text(&|run| run.code_version.as_ref())),

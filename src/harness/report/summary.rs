@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A sweep, judged.
 pub struct Summary<'a> {
     pub comparison: &'a Comparison,
-    /// What heads the labels: the name of the only axis, or `point`.
+    /// What heads the labels: the names of the axes, or `point`.
     pub column: String,
     /// In the order of the plan.
     pub labels: Vec<Label<'a>>,
@@ -371,7 +371,7 @@ pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(number) if number.is_f64() => match number.as_f64().unwrap_or(f64::NAN) {
-            x if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e15) => format!("{x:e}"),
+            x if x != 0.0 && (x.abs() < 1e-2 || x.abs() >= 1e15) => format!("{x:e}"),
             x => format!("{x}"),
         },
         value => value.to_string(),
@@ -394,7 +394,7 @@ fn loss_key(comparison: &Comparison, split: &str) -> String {
 
 /// The points by label in the order of the plan, and what heads the labels.
 ///
-/// Where every point has one and the same axis, its name heads the labels and they are its values alone.
+/// Where all points have the same axes, those head the labels and a label is but their values: `plain, 1e-5`.
 fn labels(points: &[Point]) -> (String, Vec<Label<'_>>) {
     let mut by_label: Vec<Label> = Vec::new();
     for point in points {
@@ -403,21 +403,26 @@ fn labels(points: &[Point]) -> (String, Vec<Label<'_>>) {
             None => by_label.push(Label { name: point.label.clone(), points: vec![point] }),
         }
     }
-    let axes: BTreeSet<&String> =
-        points.iter().flat_map(|point| point.settings.keys()).filter(|key| *key != SEED).collect();
-    let values: Vec<Option<String>> = by_label
-        .iter()
-        .map(|label| {
-            let axis = axes.first()?;
-            label.points[0].settings.get(*axis).map(plain)
-        })
-        .collect();
-    let distinct: BTreeSet<&Option<String>> = values.iter().collect();
+    let joined = |point: &Point, part: &dyn Fn(&String, &Value) -> String| {
+        let parts: Vec<String> = point
+            .settings
+            .iter()
+            .filter(|(key, _)| *key != SEED)
+            .map(|(key, value)| part(key, value))
+            .collect();
+        parts.join(", ")
+    };
+    let axes: BTreeSet<String> = points.iter().map(|p| joined(p, &|key, _| key.clone())).collect();
+    let values: Vec<String> =
+        by_label.iter().map(|label| joined(label.points[0], &|_, value| plain(value))).collect();
+    let distinct: BTreeSet<&String> = values.iter().collect();
     let mut column = "point".to_string();
-    if axes.len() == 1 && distinct.len() == values.len() && !distinct.contains(&None) {
-        column = axes.first().expect("there is one").to_string();
+    if let (1, Some(axes)) = (axes.len(), axes.first().filter(|axes| !axes.is_empty()))
+        && distinct.len() == values.len()
+    {
+        column = axes.clone();
         for (label, value) in by_label.iter_mut().zip(values) {
-            label.name = value.expect("none is missing");
+            label.name = value;
         }
     }
     for label in by_label.iter_mut().filter(|label| label.name.is_empty()) {

@@ -154,14 +154,14 @@ fn log2_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     powers.into_iter().step_by(every).collect()
 }
 
-/// A tick as it is written: `0.05`, `20`, `5K`, `1e-5`.
+/// A tick as it is written: `0.05`, `20`, `50K`, `1e-5`.
 fn tick_label(x: f64) -> String {
     match x.abs() {
-        size if size >= 10_000.0 && size < 1e9 && x % 100.0 == 0.0 => match size {
+        size if (10_000.0..1e9).contains(&size) && x % 100.0 == 0.0 => match size {
             1e6.. => format!("{}M", x / 1e6),
             _ => format!("{}K", x / 1e3),
         },
-        size if size > 0.0 && size < 1e-3 => {
+        size if size > 0.0 && size < 1e-2 => {
             format!("{x:e}")
         }
         _ => format_number(x),
@@ -214,7 +214,7 @@ mod tests {
             Scale::Log,
             1e-6,
             1e-3,
-            &["1e-6", "2e-6", "5e-6", "1e-5", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "0.001"],
+            &["1e-6", "2e-6", "5e-6", "1e-5", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3"],
         );
         check(Scale::Log, 1.0, 1e9, &["1", "100", "10K", "1M", "100M"]);
         // Less than one step of 1, 2, 5: evenly spaced values still help.

@@ -108,7 +108,8 @@ impl LineChart {
         let left = widest(&mut y_ticks.iter().map(|(_, label)| label)) + 24.0;
         let right = match labels.is_empty() {
             true => 24.0,
-            false => LEADER + widest(&mut labels.iter()) + 10.0,
+            // The baseline's is bold, and so wider.
+            false => LEADER + widest(&mut labels.iter()) * 1.12 + 8.0,
         };
         let plot_height = PLOT_HEIGHT.max(LABEL_GAP * labels.len() as f64);
         let title_size = 17.0;
@@ -203,7 +204,11 @@ impl LineChart {
             let (x, _) = self.at(frame, dot.x, dot.y);
             let bar = [(dot.x, low), (dot.x, high)];
             for piece in self.pieces(frame, shift, bar.into_iter()) {
-                canvas.path(&piece, Stroke { opacity: 0.75, ..Stroke::new(color, 1.4) })?;
+                // One that leaves the plot says only that it is wide.
+                let whole =
+                    [low, high].iter().all(|&y| frame.holds((x, self.at(frame, dot.x, y).1)));
+                let opacity = if whole { 0.75 } else { 0.35 };
+                canvas.path(&piece, Stroke { opacity, ..Stroke::new(color, 1.4) })?;
                 for end in [piece[0], piece[piece.len() - 1]] {
                     let inside = end.1 > frame.top + 0.1 && end.1 < frame.bottom - 0.1;
                     if inside && x.is_finite() {

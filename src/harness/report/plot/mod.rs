@@ -1,6 +1,6 @@
 //! Plots as SVG: a line chart with linear and logarithmic axes and direct labels instead of a legend.
 //!
-//! plotters draws the primitives ([`canvas`]); ticks, labels and layout are ours ([`axis`], [`line`]), because no fonts are
+//! plotters draws the primitives ([`canvas`]); ticks, labels and layout are ours ([`axis`], [`mod@line`]), because no fonts are
 //! measured here: the same numbers give the same bytes on every machine. Text widths are estimated from a table.
 
 pub mod axis;
