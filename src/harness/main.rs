@@ -1,1 +1,5 @@
-fn main() {}
+//! `fathom`, the command-line tool.
+
+fn main() -> std::process::ExitCode {
+    fathom::cli::main()
+}

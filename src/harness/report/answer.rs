@@ -231,7 +231,7 @@ fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
     }
     let mut paragraphs: Vec<String> =
         ceilings.iter().map(|ceiling| ceiling_sentence(ceiling, parameter)).collect();
-    let resolution = &summary.comparison.spec["search"]["resolution"];
+    let resolution = &summary.comparison.spec["search"]["bisect"]["resolution"];
     if !resolution.is_null() {
         paragraphs.push(format!(
             "The uncertainty is the search's bracket (its resolution is {}), not an interval over seeds: each value was tried with {}.",

@@ -187,7 +187,7 @@ impl<'a> Summary<'a> {
                 )),
             }
         }
-        let parameter = comparison.spec["search"]["parameter"].as_str();
+        let parameter = comparison.spec["search"]["bisect"]["parameter"].as_str();
         let measure = match (parameter, methods.first()) {
             (Some(parameter), _) => Measure::Ceiling { parameter: parameter.to_string() },
             (None, Some(method)) => {

@@ -1,1 +1,183 @@
-//! run
+//! Supervision of one worker process: its folder, its lock, its progress, and how it ended.
+//!
+//! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
+
+mod ending;
+
+pub use ending::{Ending, classify, of_event};
+
+use crate::sweep::Identity;
+use anyhow::{Context, Result, bail};
+use fathom_spec::config::RunConfig;
+use fathom_spec::record::{Event, RunPaths, read_events};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// Names another worker than the engine beside this program.
+pub const WORKER_VARIABLE: &str = "FATHOM_ENGINE";
+
+/// Finds the worker: `$FATHOM_ENGINE`, or `fathom-engine` beside this program.
+///
+/// # Errors
+///
+/// When there is none; the message says how to make one.
+pub fn find_worker() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(WORKER_VARIABLE).map(PathBuf::from) {
+        if path.is_file() {
+            return Ok(path);
+        }
+        bail!("{WORKER_VARIABLE}: expected a program, found none at {}", path.display());
+    }
+    let own = std::env::current_exe().context("this program's own path")?;
+    let beside = own.with_file_name("fathom-engine");
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    bail!(
+        "expected the worker `fathom-engine` beside `fathom`, found none at {}\n  help: `make build` makes both, or set {WORKER_VARIABLE}",
+        beside.display()
+    )
+}
+
+/// Writes a run's folder: its complete configuration and its identity. An existing one is left as it is.
+///
+/// # Errors
+///
+/// When a file can't be written, or the folder belongs to another configuration.
+pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &Identity) -> Result<()> {
+    fs::create_dir_all(paths.control())
+        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    // The configuration is written last: a folder that has one is complete.
+    if !paths.identity().exists() {
+        write_whole(&paths.identity(), &serde_json::to_vec_pretty(identity)?)?;
+    }
+    // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.
+    write_whole(&paths.config(), config.to_yaml().as_bytes())
+}
+
+/// Writes a file under another name and renames it, so that nobody sees half of it.
+///
+/// # Errors
+///
+/// When it can't be written.
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    let write = || -> std::io::Result<()> {
+        fs::write(&part, contents)?;
+        fs::rename(&part, path)
+    };
+    write().with_context(|| format!("{}: the file can't be written", path.display()))
+}
+
+/// A run's lock, held while it is supervised. The kernel releases it when this process dies.
+pub struct Lock(#[allow(dead_code)] File);
+
+/// Takes the lock of a run; `None` when another process holds it.
+///
+/// # Errors
+///
+/// When the lock's file can't be opened.
+pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
+    fs::create_dir_all(&paths.folder)
+        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    let file = File::create(paths.lock()).with_context(|| paths.lock().display().to_string())?;
+    // SAFETY: flock on a descriptor that `file` owns.
+    let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    Ok((answer == 0).then_some(Lock(file)))
+}
+
+/// A worker at work.
+pub struct Running {
+    pub paths: RunPaths,
+    child: Child,
+    offset: u64,
+    _lock: Lock,
+}
+
+impl Running {
+    /// Starts a worker on a prepared folder.
+    ///
+    /// It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
+    /// SIGTERM when the supervisor dies: it then writes a checkpoint and stops.
+    ///
+    /// # Errors
+    ///
+    /// When the process can't be started.
+    pub fn start(worker: &Path, paths: RunPaths, lock: Lock) -> Result<Running> {
+        // Commands that were meant for an earlier attempt are not for this one.
+        for entry in fs::read_dir(paths.control()).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        let offset = fs::metadata(paths.events()).map_or(0, |m| m.len());
+        let offset = read_events(&paths.events(), 0).map_or(offset, |(_, whole)| whole);
+        let append = |path: PathBuf| {
+            let file = File::options().create(true).append(true).open(&path);
+            file.with_context(|| format!("{}: the file can't be opened", path.display()))
+        };
+        let mut command = Command::new(worker);
+        command
+            .arg("run")
+            .arg(&paths.folder)
+            .stdin(Stdio::null())
+            .stdout(append(paths.stdout())?)
+            .stderr(append(paths.stderr())?)
+            .process_group(0);
+        let parent = std::process::id();
+        // SAFETY: prctl, getppid and _exit are async-signal-safe; nothing is allocated between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                // The supervisor may have died before the line above.
+                if libc::getppid() as u32 != parent {
+                    libc::_exit(1);
+                }
+                Ok(())
+            });
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
+        Ok(Running { paths, child, offset, _lock: lock })
+    }
+
+    /// Events that have come since the last call.
+    ///
+    /// # Errors
+    ///
+    /// When the log is damaged.
+    pub fn new_events(&mut self) -> Result<Vec<Event>> {
+        if !self.paths.events().exists() {
+            return Ok(Vec::new());
+        }
+        let (events, offset) = read_events(&self.paths.events(), self.offset)?;
+        self.offset = offset;
+        Ok(events)
+    }
+
+    /// How the process exited, if it has.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("waiting for the worker")
+    }
+
+    /// Asks the worker to write a checkpoint and stop.
+    ///
+    /// # Errors
+    ///
+    /// When the command file can't be written.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        write_whole(&self.paths.control().join("1-stop.json"), br#"{"command": "stop"}"#)
+    }
+
+    /// Ends the worker at once.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+    }
+}

@@ -1,1 +1,8 @@
-//! sweep
+//! Sweeps: a file becomes points ([`plan`]), points become runs that are driven to their ends ([`drive`]).
+
+pub mod drive;
+mod identity;
+pub mod plan;
+pub mod search;
+
+pub use identity::{Identities, Identity};

@@ -44,6 +44,11 @@ impl RunPaths {
         self.folder.join("config.yaml")
     }
 
+    /// The hashes of the configuration and the digests of what it names.
+    pub fn identity(&self) -> PathBuf {
+        self.folder.join("identity.json")
+    }
+
     /// One event a line; all attempts of the run, in order.
     pub fn events(&self) -> PathBuf {
         self.folder.join("events.jsonl")

@@ -1,0 +1,12 @@
+//! Every exit code, with what it means.
+
+/// Everything that was asked for was done. Runs that ended out of memory or diverged are results.
+pub const OK: u8 = 0;
+/// The command itself failed: a mistake in a file, something missing; nothing half-written is left.
+pub const ERROR: u8 = 1;
+/// The sweep went through, but some runs ended without a result (failed, killed): the summary names them.
+pub const RUNS_FAILED: u8 = 3;
+/// Something that fathom needs is missing on this machine (`fathom doctor`).
+pub const MISSING: u8 = 4;
+/// Stopped by Ctrl-C or SIGTERM: the same command goes on.
+pub const INTERRUPTED: u8 = 130;

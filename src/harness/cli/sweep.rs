@@ -1,0 +1,224 @@
+//! `fathom sweep plan|run`.
+
+use super::exit;
+use super::progress::Progress;
+use super::table::{Format, Table};
+use crate::report::write_report;
+use crate::run::find_worker;
+use crate::store::Store;
+use crate::sweep::Identities;
+use crate::sweep::drive::{Driver, Summary, identify};
+use crate::sweep::plan::Plan;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use fathom_spec::config::parse_assignment;
+use fathom_spec::config::written::Written;
+use fathom_spec::units::Tokens;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+#[derive(Subcommand)]
+pub enum SweepCommand {
+    /// Show the points of a sweep, what differs, and which are done
+    Plan(PlanArgs),
+    /// Run what is missing of a sweep, then write its report
+    Run(RunArgs),
+}
+
+/// Where everything is.
+#[derive(Args, Clone)]
+pub struct Places {
+    /// The folder of the store and the runs
+    #[arg(long, default_value = "results", value_name = "DIR")]
+    pub results: PathBuf,
+}
+
+/// What configures a run from the command line.
+#[derive(Args)]
+pub struct Settings {
+    /// Set a key of the configuration: train.total_tokens=1M
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Settings {
+    /// # Errors
+    ///
+    /// When one is not `key.path=value`.
+    pub fn parse(&self) -> Result<Vec<(String, Written)>> {
+        self.set.iter().map(|text| parse_assignment(text)).collect()
+    }
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// The sweep file
+    file: PathBuf,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    settings: Settings,
+    #[arg(long, default_value = "table")]
+    format: Format,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// The sweep file
+    file: PathBuf,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    settings: Settings,
+    /// Runs at a time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    jobs: usize,
+    /// The folder that reports are written to
+    #[arg(long, default_value = "reports", value_name = "DIR")]
+    out: PathBuf,
+    /// Leave the report out
+    #[arg(long)]
+    no_report: bool,
+}
+
+/// Where base configurations are looked for besides the mentioning file's own folder: the project's `templatelib/`, then the
+/// one that came with this program.
+pub fn template_folders() -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("templatelib")];
+    let beside = std::env::current_exe().ok().and_then(|exe| {
+        // target/release/fathom -> the checkout's templatelib.
+        exe.ancestors().skip(1).take(4).map(|folder| folder.join("templatelib")).find(|folder| folder.is_dir())
+    });
+    folders.extend(beside);
+    folders
+}
+
+/// Carries out `fathom sweep …`.
+///
+/// # Errors
+///
+/// For mistakes in the sweep file, and when the store, a run's folder or the report can't be written.
+pub fn run(command: SweepCommand) -> Result<u8> {
+    match command {
+        SweepCommand::Plan(args) => plan(&args),
+        SweepCommand::Run(args) => run_sweep(&args),
+    }
+}
+
+fn plan(args: &PlanArgs) -> Result<u8> {
+    let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    let store = Store::path(&args.places.results).is_file();
+    let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
+    let mut identities = Identities::default();
+    let mut table = Table::new(&["#", "point", "seed", "tokens", "run", "status"]);
+    let mut unknown = None;
+    for (index, point) in plan.points.iter().enumerate() {
+        let identified = identify(std::slice::from_ref(point), &mut identities);
+        let (run_id, status) = match &identified {
+            Ok(points) => {
+                let run_id = points[0].run_id();
+                let status = store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
+                (run_id, status.map_or("missing".to_string(), |s| s.status))
+            }
+            Err(error) => {
+                unknown.get_or_insert_with(|| format!("{error:#}"));
+                ("unknown".to_string(), "missing".to_string())
+            }
+        };
+        let tokens = point.config.train.total_tokens.to_string();
+        table.row(&[&index.to_string(), &point.label, &point.seed.to_string(), &tokens, &run_id, &status]);
+    }
+    print!("{}", table.render(args.format));
+    if args.format == Format::Table {
+        let total: u64 = plan.points.iter().map(|p| p.config.train.total_tokens.0).sum();
+        println!("{} points, {} tokens in all", plan.points.len(), Tokens(total));
+        if let Some(search) = &plan.search {
+            println!(
+                "search: the largest {} from {} to {} that finishes, to within {}",
+                search.parameter, search.low, search.high, search.resolution
+            );
+        }
+    }
+    if let Some(why) = unknown {
+        eprintln!("warning: the runs can't be identified yet: {why}");
+    }
+    Ok(exit::OK)
+}
+
+fn run_sweep(args: &RunArgs) -> Result<u8> {
+    let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    let worker = find_worker()?;
+    let mut store = Store::open(&args.places.results)?;
+    let progress = Progress::new(plan.points.iter().map(|p| p.label.len()).max().unwrap_or(8));
+    let mut driver = Driver {
+        results: &args.places.results,
+        worker,
+        jobs: args.jobs.max(1),
+        store: &mut store,
+        progress: &progress,
+        interrupts: watch_interrupts()?,
+    };
+    let summary = driver.sweep(&plan)?;
+    print_summary(&summary);
+    if !args.no_report {
+        drop(store);
+        let report = write_report(&args.places.results, &plan.name, &args.out)?;
+        println!("report: {}", report.display());
+    }
+    Ok(code(&summary))
+}
+
+/// The exit code that a summary comes to.
+pub fn code(summary: &Summary) -> u8 {
+    match summary {
+        _ if summary.interrupted => exit::INTERRUPTED,
+        _ if summary.failures() > 0 => exit::RUNS_FAILED,
+        _ => exit::OK,
+    }
+}
+
+/// Prints how many runs ended how, and every one that has no result.
+pub fn print_summary(summary: &Summary) {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    for (_, _, _, status, _) in &summary.ended {
+        *counts.entry(status).or_default() += 1;
+    }
+    let mut parts: Vec<String> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+    if summary.reused > 0 {
+        parts.push(format!("{} done before", summary.reused));
+    }
+    if summary.elsewhere > 0 {
+        parts.push(format!("{} run by another process", summary.elsewhere));
+    }
+    println!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
+    for (label, seed, run_id, status, detail) in &summary.ended {
+        if status != "finished" {
+            let detail = detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
+            println!("  {label}, seed {seed} ({run_id}): {status}{detail}");
+        }
+    }
+    if summary.interrupted {
+        println!("stopped; the same command goes on from here");
+    }
+}
+
+/// Counts Ctrl-C and SIGTERM.
+///
+/// # Errors
+///
+/// When the handlers can't be set.
+pub fn watch_interrupts() -> Result<Arc<AtomicUsize>> {
+    let count = Arc::new(AtomicUsize::new(0));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let count = count.clone();
+        // SAFETY: the handler only adds to an atomic.
+        unsafe {
+            signal_hook::low_level::register(signal, move || {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            })?;
+        }
+    }
+    Ok(count)
+}
+

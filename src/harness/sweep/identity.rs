@@ -1,0 +1,111 @@
+//! What a run's configuration names, by content: digests of model, tokenizer and data, and the hashes made of them.
+
+use anyhow::{Context, Result};
+use fathom_data::corpus::Corpus;
+use fathom_data::tokenizer::Tokenizer;
+use fathom_spec::config::{Digests, RunConfig, RunIdentity};
+use fathom_spec::record::RunId;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// The corpus that stands for documents of random tokens.
+const RANDOM_CORPUS: &str = "random";
+
+/// A run's identity as it is saved in its folder, `identity.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    #[serde(flatten)]
+    pub hashes: RunIdentity,
+    pub digests: Digests,
+    /// Seconds since 1970-01-01 UTC.
+    pub created_at: f64,
+}
+
+impl Identity {
+    pub fn run_id(&self) -> RunId {
+        RunId::from_hash(&self.hashes.run_hash)
+    }
+}
+
+/// Computes identities, and reads each file once however many points name it.
+#[derive(Default)]
+pub struct Identities {
+    models: HashMap<String, String>,
+    tokenizers: HashMap<String, String>,
+    corpora: HashMap<String, String>,
+}
+
+impl Identities {
+    /// # Errors
+    ///
+    /// When a file that the configuration names can't be read: with the key that names it.
+    pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<Identity> {
+        let model = match (&config.model.path, &config.model.config) {
+            (Some(path), _) => cached(&mut self.models, path, model_digest).context("model.path")?,
+            (None, Some(shape)) => {
+                let json = serde_json::to_vec(shape).expect("a shape is plain data");
+                blake3::hash(&json).to_hex().to_string()
+            }
+            (None, None) => String::new(),
+        };
+        let tokenizer = match config.tokenizer.path.as_ref().or(config.model.path.as_ref()) {
+            Some(spec) => cached(&mut self.tokenizers, spec, |spec| Tokenizer::from_spec(spec)?.digest())
+                .context("tokenizer.path")?,
+            None => String::new(),
+        };
+        let data = match config.data.corpus.as_str() {
+            RANDOM_CORPUS => RANDOM_CORPUS.to_string(),
+            corpus => cached(&mut self.corpora, corpus, |spec| Ok(Corpus::open(spec)?.digest()))
+                .context("data.corpus")?,
+        };
+        let digests = Digests { model, tokenizer, data };
+        Ok(Identity { hashes: config.identity(&digests), digests, created_at })
+    }
+}
+
+fn cached(
+    cache: &mut HashMap<String, String>,
+    key: &str,
+    compute: impl FnOnce(&str) -> Result<String>,
+) -> Result<String> {
+    if let Some(digest) = cache.get(key) {
+        return Ok(digest.clone());
+    }
+    let digest = compute(key)?;
+    cache.insert(key.to_string(), digest.clone());
+    Ok(digest)
+}
+
+/// blake3 over the names and contents of a model's weights and configuration, or of its one file.
+fn model_digest(path: &str) -> Result<String> {
+    let path = Path::new(path);
+    let mut files: Vec<PathBuf> = if path.is_dir() {
+        let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
+        entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?
+    } else {
+        vec![path.to_path_buf()]
+    };
+    // What a checkpoint holds beside the model (optimizer, trainer) is not the model.
+    files.retain(|file| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let weights = ["safetensors", "bin", "gguf"].iter().any(|e| name.ends_with(e));
+        (weights && name != "optimizer.safetensors") || name == "config.json" || name.ends_with(".index.json")
+    });
+    files.sort();
+    anyhow::ensure!(!files.is_empty(), "{}: expected a model folder or a .gguf file, found no weights", path.display());
+    let mut hasher = blake3::Hasher::new();
+    for file in &files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A single file is known by its content alone.
+        if path.is_dir() {
+            hasher.update(name.as_bytes());
+        }
+        let contents = std::fs::File::open(file)
+            .with_context(|| format!("{}: expected a model that can be read", file.display()))?;
+        let mut of_file = blake3::Hasher::new();
+        of_file.update_reader(contents).with_context(|| file.display().to_string())?;
+        hasher.update(of_file.finalize().as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

@@ -1,0 +1,444 @@
+//! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
+
+use anyhow::{Context, Result, anyhow, bail};
+use fathom_spec::config::written::{Entry, Node, Origin, Written, load_from};
+use fathom_spec::config::{RunConfig, nearest};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// The key path of the seed: it is told apart from the other axes.
+pub const SEED: &str = "train.seed";
+
+/// A sweep file, read and resolved.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub name: String,
+    /// The file, as it was named.
+    pub file: String,
+    /// The comment that opens the file.
+    pub question: Option<String>,
+    /// The whole file as JSON, for the store.
+    pub spec: Value,
+    pub points: Vec<Point>,
+    pub search: Option<Bisect>,
+    /// What all points share; a search sets its parameter on it.
+    base: Written,
+}
+
+/// One run of a sweep.
+#[derive(Debug, Clone)]
+pub struct Point {
+    /// What tells it from the others, seed left out: `rope=yarn4 learning_rate=1e-5`.
+    pub label: String,
+    pub seed: u64,
+    /// Axis -> label or value, seed included.
+    pub settings: Map<String, Value>,
+    pub config: RunConfig,
+}
+
+/// A search for the largest value of one parameter with which a run still finishes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bisect {
+    pub parameter: String,
+    pub low: u64,
+    pub high: u64,
+    /// The search ends when the bracket is at most this wide.
+    pub resolution: u64,
+    /// Every probe is a multiple of this.
+    pub multiple_of: u64,
+}
+
+/// A named way to set some keys.
+#[derive(Debug, Clone)]
+struct Choice {
+    axis: String,
+    /// A variant's label, or the value itself.
+    shown: Value,
+    settings: Vec<(String, Written)>,
+}
+
+const KEYS: [&str; 11] = [
+    "name", "base", "set", "axes", "zip", "include", "exclude", "seeds", "search", "eval", "report",
+];
+
+impl Plan {
+    /// Reads a sweep file. `search_path` is where base configurations are looked for, after the sweep file's own folder;
+    /// `overrides` are assignments of the command line, laid over everything but the axes.
+    ///
+    /// # Errors
+    ///
+    /// For any mistake in the file, its base, or any point that comes of them: with file, line and key path.
+    pub fn read(path: &Path, search_path: &[PathBuf], overrides: &[(String, Written)]) -> Result<Plan> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: expected a sweep file that can be read", path.display()))?;
+        let file = path.display().to_string();
+        let tree = Written::parse(&file, &text)?;
+        for entry in tree.entries("the sweep file")? {
+            known(entry, &KEYS, "the sweep file")?;
+        }
+        let name = match tree.get("name") {
+            Some(name) => name.text("name")?.to_string(),
+            None => path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned()),
+        };
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+            bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
+        }
+        let base = base(&tree, search_path, overrides)?;
+        let axes = axes(&tree)?;
+        let search = tree.get("search").map(bisect).transpose()?;
+        let combinations = combine(&tree, axes)?;
+        let mut points = Vec::with_capacity(combinations.len());
+        for choices in combinations {
+            points.push(resolve(&base, &choices)?);
+        }
+        refuse_duplicates(&file, &points)?;
+        let spec = tree.to_json();
+        let plan = Plan { name, file, question: question(&text), spec, points, search, base };
+        plan.check_search()?;
+        Ok(plan)
+    }
+
+    /// The point of a search that tries `value`.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration refuses the value.
+    pub fn probe(&self, search: &Bisect, value: u64) -> Result<Point> {
+        let written = Written::from_json("search", &value.into());
+        let choice = Choice {
+            axis: search.parameter.clone(),
+            shown: value.into(),
+            settings: vec![(search.parameter.clone(), written)],
+        };
+        resolve(&self.base, &[choice])
+    }
+
+    fn check_search(&self) -> Result<()> {
+        let Some(search) = &self.search else { return Ok(()) };
+        if self.points.len() > 1 || !self.points[0].settings.keys().all(|key| key == SEED) {
+            bail!("{}: search: expected a sweep without axes, found {} points", self.file, self.points.len());
+        }
+        for value in [search.low, search.high] {
+            self.probe(search, value)?;
+        }
+        Ok(())
+    }
+}
+
+/// The opening comment, its lines joined, up to a line that names a command.
+fn question(text: &str) -> Option<String> {
+    let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("fathom ")).filter(|l| !l.is_empty()).collect();
+    (!lines.is_empty()).then(|| lines.join(" "))
+}
+
+fn known(entry: &Entry, keys: &[&str], place: &str) -> Result<()> {
+    if keys.contains(&entry.key.as_str()) {
+        return Ok(());
+    }
+    let near = nearest(&entry.key, keys.iter().copied());
+    let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+    let list: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+    bail!(
+        "{}: {place}: expected a known key, found `{}`\n  help: {near}known here: {}",
+        entry.key_origin,
+        entry.key,
+        list.join(", ")
+    )
+}
+
+/// The base configuration with `set`, `eval` and the command line's assignments on it.
+fn base(tree: &Written, search_path: &[PathBuf], overrides: &[(String, Written)]) -> Result<Written> {
+    let mut base = match tree.get("base") {
+        Some(name) => load_from(name.text("base")?, &name.origin, search_path)?,
+        None => Written { node: Node::Map(Vec::new()), origin: tree.origin.clone() },
+    };
+    if let Some(set) = tree.get("set") {
+        for entry in set.entries("set")? {
+            base.set(&entry.key, entry.value.clone())?;
+        }
+    }
+    if let Some(eval) = tree.get("eval") {
+        for entry in eval.entries("eval")? {
+            base.set(&format!("eval.{}", entry.key), entry.value.clone())?;
+        }
+    }
+    for (key, value) in overrides {
+        base.set(key, value.clone())?;
+    }
+    Ok(base)
+}
+
+/// Every axis with its choices, the seeds last.
+fn axes(tree: &Written) -> Result<Vec<Vec<Choice>>> {
+    let mut axes = Vec::new();
+    if let Some(written) = tree.get("axes") {
+        for entry in written.entries("axes")? {
+            let choices = axis(entry)?;
+            if choices.is_empty() {
+                bail!("{}: axes.{}: expected at least one value, found none", entry.key_origin, entry.key);
+            }
+            axes.push(choices);
+        }
+    }
+    if let Some(seeds) = tree.get("seeds") {
+        if axes.iter().any(|choices| choices[0].axis == SEED) {
+            bail!("{}: seeds: expected `seeds` or the axis `{SEED}`, found both", seeds.origin);
+        }
+        axes.push(seed_axis(seeds)?);
+    }
+    Ok(axes)
+}
+
+fn seed_axis(seeds: &Written) -> Result<Vec<Choice>> {
+    let values: Vec<Written> = match &seeds.node {
+        Node::Int(count) if *count > 0 => (0..*count)
+            .map(|seed| Written { node: Node::Int(seed), origin: seeds.origin.clone() })
+            .collect(),
+        Node::List(items) if !items.is_empty() => items.clone(),
+        _ => bail!("{}: seeds: expected a number of seeds or a list of them, found {}", seeds.origin, seeds.describe()),
+    };
+    Ok(values.into_iter().map(|value| key_choice(SEED, value)).collect())
+}
+
+fn axis(entry: &Entry) -> Result<Vec<Choice>> {
+    let (key, value) = (&entry.key, &entry.value);
+    match &value.node {
+        Node::List(items) => Ok(items.iter().map(|item| key_choice(key, item.clone())).collect()),
+        Node::Map(entries) if entries.iter().any(|e| e.key == "log" || e.key == "lin") => range(key, value),
+        Node::Map(entries) => entries
+            .iter()
+            .map(|variant| {
+                let settings = variant.value.entries(&format!("axes.{key}.{}", variant.key))?;
+                let settings = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+                Ok(Choice { axis: key.clone(), shown: variant.key.clone().into(), settings })
+            })
+            .collect(),
+        _ => bail!(
+            "{}: axes.{key}: expected a list of values, a range (`log`, `lin`) or named variants, found {}",
+            value.origin,
+            value.describe()
+        ),
+    }
+}
+
+fn key_choice(key: &str, value: Written) -> Choice {
+    Choice { axis: key.to_string(), shown: value.to_json(), settings: vec![(key.to_string(), value)] }
+}
+
+/// `{log: [1e-5, 1e-3], count: 5}`: both ends included, evenly spaced by ratio (`log`) or by difference (`lin`).
+fn range(key: &str, value: &Written) -> Result<Vec<Choice>> {
+    let place = format!("axes.{key}");
+    for entry in value.entries(&place)? {
+        known(entry, &["log", "lin", "count"], &place)?;
+    }
+    let (log, ends) = match (value.get("log"), value.get("lin")) {
+        (Some(ends), None) => (true, ends),
+        (None, Some(ends)) => (false, ends),
+        _ => bail!("{}: {place}: expected `log` or `lin`, found both", value.origin),
+    };
+    let number = |w: &Written| match w.node {
+        Node::Int(n) => Ok(n as f64),
+        Node::Float(x) => Ok(x),
+        _ => Err(anyhow!("{}: {place}: expected a number, found {}", w.origin, w.describe())),
+    };
+    let ends = ends.items(&place)?.iter().map(number).collect::<Result<Vec<f64>>>()?;
+    let [low, high] = ends[..] else { bail!("{}: {place}: expected two ends, found {}", value.origin, ends.len()) };
+    let count = match value.get("count").map(|c| &c.node) {
+        Some(Node::Int(count)) if *count >= 2 => *count as usize,
+        _ => bail!("{}: {place}.count: expected a whole number, 2 or more", value.origin),
+    };
+    if log && (low <= 0.0 || high <= 0.0) {
+        bail!("{}: {place}: expected ends above 0 for `log`, found {low} and {high}", value.origin);
+    }
+    let at = |i: usize| {
+        let t = i as f64 / (count - 1) as f64;
+        let x = if log { (low.ln() * (1.0 - t) + high.ln() * t).exp() } else { low * (1.0 - t) + high * t };
+        // Three significant digits: what a person would have written.
+        format!("{x:.2e}").parse::<f64>().expect("a printed number is a number")
+    };
+    let whole = low.fract() == 0.0 && high.fract() == 0.0 && !log;
+    Ok((0..count)
+        .map(|i| {
+            let node = if whole && at(i).fract() == 0.0 { Node::Int(at(i) as i64) } else { Node::Float(at(i)) };
+            key_choice(key, Written { node, origin: value.origin.clone() })
+        })
+        .collect())
+}
+
+/// All combinations: axes multiply, zipped ones advance together, `exclude` takes away, `include` adds.
+fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
+    let names: Vec<String> = axes.iter().map(|choices| choices[0].axis.clone()).collect();
+    let all: Vec<Choice> = axes.iter().flatten().cloned().collect();
+    let mut groups = zipped(tree, axes)?;
+    // The seed varies fastest.
+    if let Some(at) = groups.iter().position(|group| group[0].iter().any(|c| c.axis == SEED)) {
+        let seeds = groups.remove(at);
+        groups.push(seeds);
+    }
+    let mut combinations: Vec<Vec<Choice>> = vec![Vec::new()];
+    for group in groups {
+        combinations = combinations
+            .iter()
+            .flat_map(|before| group.iter().map(|choices| [before.clone(), choices.clone()].concat()))
+            .collect();
+    }
+    if let Some(exclude) = tree.get("exclude") {
+        for pattern in exclude.items("exclude")? {
+            let entries = pattern.entries("exclude")?;
+            for entry in entries {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                known(entry, &names, "exclude")?;
+            }
+            let before = combinations.len();
+            combinations.retain(|choices| !entries.iter().all(|e| chosen(choices, e)));
+            if combinations.len() == before {
+                bail!("{}: exclude: expected a pattern that some point matches, found none that does", pattern.origin);
+            }
+        }
+    }
+    if let Some(include) = tree.get("include") {
+        for extra in include.items("include")? {
+            let mut choices = Vec::new();
+            for entry in extra.entries("include")? {
+                // The label of a variant of an axis; else a key path with its value.
+                let shown = entry.value.to_json();
+                let variant = all.iter().find(|c| c.axis == entry.key && c.shown == shown).cloned();
+                choices.push(variant.unwrap_or_else(|| key_choice(&entry.key, entry.value.clone())));
+            }
+            combinations.push(choices);
+        }
+    }
+    Ok(combinations)
+}
+
+fn chosen(choices: &[Choice], entry: &Entry) -> bool {
+    choices.iter().any(|c| c.axis == entry.key && c.shown == entry.value.to_json())
+}
+
+/// The axes as groups; a zipped group's choices are those of its axes side by side.
+fn zipped(tree: &Written, mut axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Vec<Choice>>>> {
+    let mut groups = Vec::new();
+    let Some(zip) = tree.get("zip") else {
+        return Ok(axes.into_iter().map(|axis| axis.into_iter().map(|c| vec![c]).collect()).collect());
+    };
+    let items = zip.items("zip")?;
+    // One group may be written without the outer list.
+    let lists: Vec<&Written> =
+        if items.iter().all(|item| matches!(item.node, Node::List(_))) { items.iter().collect() } else { vec![zip] };
+    for list in lists {
+        let mut members: Vec<Vec<Choice>> = Vec::new();
+        for name in list.items("zip")? {
+            let text = name.text("zip")?;
+            let at = axes.iter().position(|axis| axis[0].axis == text).ok_or_else(|| {
+                let near = nearest(text, axes.iter().map(|axis| axis[0].axis.as_str()));
+                let help = near.map(|n| format!("\n  help: did you mean `{n}`?")).unwrap_or_default();
+                anyhow!("{}: zip: expected the name of an axis, found `{text}`{help}", name.origin)
+            })?;
+            members.push(axes.remove(at));
+        }
+        let count = members.first().map_or(0, Vec::len);
+        if let Some(other) = members.iter().find(|member| member.len() != count) {
+            bail!(
+                "{}: zip: expected axes of one length, found {count} values of `{}` and {} of `{}`",
+                list.origin, members[0][0].axis, other.len(), other[0].axis
+            );
+        }
+        groups.push((0..count).map(|i| members.iter().map(|m| m[i].clone()).collect()).collect());
+    }
+    groups.extend(axes.into_iter().map(|axis| axis.into_iter().map(|c| vec![c]).collect()));
+    Ok(groups)
+}
+
+fn resolve(base: &Written, choices: &[Choice]) -> Result<Point> {
+    let mut written = base.clone();
+    for choice in choices {
+        for (key, value) in &choice.settings {
+            written.set(key, value.clone()).with_context(|| format!("axes.{}", choice.axis))?;
+        }
+    }
+    let config = RunConfig::from_written(&written)?;
+    let label: Vec<String> = choices
+        .iter()
+        .filter(|choice| choice.axis != SEED)
+        .map(|choice| format!("{}={}", short(&choice.axis), plain(&choice.shown)))
+        .collect();
+    let label = if label.is_empty() { "base".to_string() } else { label.join(" ") };
+    let mut settings: Map<String, Value> =
+        choices.iter().map(|choice| (choice.axis.clone(), choice.shown.clone())).collect();
+    settings.insert(SEED.to_string(), json!(config.train.seed));
+    Ok(Point { label, seed: config.train.seed, settings, config })
+}
+
+/// The last part of a key path.
+fn short(axis: &str) -> &str {
+    axis.rsplit('.').next().unwrap_or(axis)
+}
+
+/// A value as a label shows it: `1e-5`, `yarn4`.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(n) if n.is_f64() => {
+            let x = n.as_f64().unwrap_or(f64::NAN);
+            if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) { format!("{x:e}") } else { format!("{x}") }
+        }
+        other => other.to_string(),
+    }
+}
+
+fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
+    for (index, point) in points.iter().enumerate() {
+        if let Some(twin) = points[..index].iter().find(|other| other.config == point.config) {
+            bail!(
+                "{file}: expected points that differ, found two that are the same run: `{}` and `{}`, seed {}",
+                twin.label, point.label, point.seed
+            );
+        }
+    }
+    Ok(())
+}
+
+fn bisect(search: &Written) -> Result<Bisect> {
+    for entry in search.entries("search")? {
+        known(entry, &["bisect"], "search")?;
+    }
+    let Some(written) = search.get("bisect") else {
+        bail!("{}: search: expected `bisect`, found none", search.origin);
+    };
+    for entry in written.entries("search.bisect")? {
+        known(entry, &["parameter", "low", "high", "resolution", "multiple_of"], "search.bisect")?;
+    }
+    let value = |key: &str| {
+        let value = written.get(key);
+        value.with_context(|| format!("{}: search.bisect: expected the key `{key}`, found none", written.origin))
+    };
+    let whole = |key: &str| -> Result<u64> {
+        let value = value(key)?;
+        let number = match &value.node {
+            Node::Int(n) => u64::try_from(*n).ok().filter(|n| *n > 0),
+            Node::String(text) => text.parse::<fathom_spec::units::Tokens>().ok().map(|t| t.0),
+            _ => None,
+        };
+        number.with_context(|| {
+            format!("{}: search.bisect.{key}: expected a whole number, 1 or more, found {}", value.origin, value.describe())
+        })
+    };
+    let optional = |key: &str, default: u64| if written.get(key).is_some() { whole(key) } else { Ok(default) };
+    let (low, high) = (whole("low")?, whole("high")?);
+    let multiple_of = optional("multiple_of", 1)?;
+    let resolution = optional("resolution", (low / 8).max(multiple_of))?.max(multiple_of);
+    if low >= high {
+        bail!("{}: search.bisect: expected low below high, found {low} and {high}", written.origin);
+    }
+    if low % multiple_of != 0 || high % multiple_of != 0 {
+        bail!("{}: search.bisect: expected low and high as multiples of {multiple_of}", written.origin);
+    }
+    let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
+    Ok(Bisect { parameter, low, high, resolution, multiple_of })
+}
+
+/// Where an error says a configuration stands when it comes from no file.
+pub fn command_line() -> Origin {
+    Origin { file: "--set".into(), line: 0, column: 0 }
+}
