@@ -57,7 +57,10 @@ pub fn run(args: &DoctorArgs) -> Result<u8> {
         for device in engine["devices"].as_array().into_iter().flatten() {
             let bytes = |key: &str| Bytes(device[key].as_u64().unwrap_or(0));
             let (free, total) = (bytes("free"), bytes("total"));
-            line(&format!("cuda:{}", device["index"]), format!("{}, {free} free of {total}", text(&device["name"])));
+            line(
+                &format!("cuda:{}", device["index"]),
+                format!("{}, {free} free of {total}", text(&device["name"])),
+            );
         }
         if let Some(driver) = engine["driver"].as_str() {
             line("driver", driver.to_string());
@@ -66,7 +69,14 @@ pub fn run(args: &DoctorArgs) -> Result<u8> {
             line("CUDA", format!("none: {why}"));
         }
     }
-    line("store", if store.is_file() { store.display().to_string() } else { format!("none yet in {}", args.results.display()) });
+    line(
+        "store",
+        if store.is_file() {
+            store.display().to_string()
+        } else {
+            format!("none yet in {}", args.results.display())
+        },
+    );
     match engine {
         Ok(_) => Ok(exit::OK),
         Err(why) => {
@@ -83,9 +93,14 @@ fn ask_engine() -> Result<Value, String> {
     let output = output.map_err(|e| format!("{}: can't be started: {e}", engine.display()))?;
     if !output.status.success() {
         // A loader that finds no LibTorch says so here.
-        return Err(format!("{}: {}", engine.display(), String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!(
+            "{}: {}",
+            engine.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| format!("{}: expected JSON: {e}", engine.display()))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("{}: expected JSON: {e}", engine.display()))
 }
 
 /// Total and available memory in bytes.

@@ -20,7 +20,12 @@ impl Progress {
     /// `label_width` is that of the longest label.
     pub fn new(label_width: usize) -> Progress {
         let live = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Progress { live, whole: RefCell::new(ProgressBar::hidden()), bars: RefCell::default(), label_width }
+        Progress {
+            live,
+            whole: RefCell::new(ProgressBar::hidden()),
+            bars: RefCell::default(),
+            label_width,
+        }
     }
 
     /// `runs` in all, `done` of them before.
@@ -35,10 +40,18 @@ impl Progress {
     /// A line for a run; the answer names it.
     pub fn run(&self, point: &Identified) -> usize {
         let config = &point.point.config;
-        let title = format!("{:width$} seed {}", point.point.label, point.point.seed, width = self.label_width);
+        let title = format!(
+            "{:width$} seed {}",
+            point.point.label,
+            point.point.seed,
+            width = self.label_width
+        );
         let bar = match &self.live {
             Some(live) => {
-                let bar = live.insert_before(&self.whole.borrow(), ProgressBar::new(config.train.total_tokens.0));
+                let bar = live.insert_before(
+                    &self.whole.borrow(),
+                    ProgressBar::new(config.train.total_tokens.0),
+                );
                 bar.set_style(style("{prefix} {bar:20} {msg}"));
                 bar.set_prefix(title);
                 bar.set_message("starting");
@@ -60,7 +73,8 @@ impl Progress {
         match &event.kind {
             EventKind::Step { step, tokens, loss, tokens_per_second, .. } => {
                 let train = &point.point.config.train;
-                let left = train.total_tokens.0.saturating_sub(*tokens) as f64 / tokens_per_second.max(1.0);
+                let left = train.total_tokens.0.saturating_sub(*tokens) as f64
+                    / tokens_per_second.max(1.0);
                 bar.set_position(*tokens);
                 bar.set_message(format!(
                     "step {step}, loss {loss:.3}, {} tokens/s, {} left",
@@ -69,7 +83,9 @@ impl Progress {
                 ));
             }
             EventKind::Checkpoint { .. } => bar.set_message("evaluating"),
-            EventKind::Warning { message } => self.say(&format!("warning: {}: {message}", point.point.label)),
+            EventKind::Warning { message } => {
+                self.say(&format!("warning: {}: {message}", point.point.label))
+            }
             _ => {}
         }
     }
@@ -79,10 +95,16 @@ impl Progress {
         let bar = &self.bars.borrow()[line];
         bar.finish_and_clear();
         self.whole.borrow().inc(1);
-        let detail = ending.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
+        let detail =
+            ending.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
         let (label, seed) = (&point.point.label, point.point.seed);
         let width = self.label_width;
-        self.say(&format!("{} {label:width$} seed {seed}: {}{}", point.run_id(), ending.status, detail.unwrap_or_default()));
+        self.say(&format!(
+            "{} {label:width$} seed {seed}: {}{}",
+            point.run_id(),
+            ending.status,
+            detail.unwrap_or_default()
+        ));
     }
 
     /// Says that a Ctrl-C was heard.

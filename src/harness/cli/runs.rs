@@ -107,12 +107,21 @@ fn find(c: &Connection, prefix: &str) -> Result<String> {
         [id] => Ok(id.to_string()),
         [] => {
             let near = nearest(prefix, ids.iter().map(String::as_str));
-            let help = near.map_or("`fathom runs ls` lists them".to_string(), |near| format!("did you mean `{near}`?"));
-            bail!("run {prefix}: expected the id of a run or its beginning, found none of {}\n  help: {help}", ids.len())
+            let help = near.map_or("`fathom runs ls` lists them".to_string(), |near| {
+                format!("did you mean `{near}`?")
+            });
+            bail!(
+                "run {prefix}: expected the id of a run or its beginning, found none of {}\n  help: {help}",
+                ids.len()
+            )
         }
         several => {
             let list: Vec<&str> = several.iter().map(|id| id.as_str()).collect();
-            bail!("run {prefix}: expected the beginning of one id, found that of {}: {}", list.len(), list.join(", "))
+            bail!(
+                "run {prefix}: expected the beginning of one id, found that of {}: {}",
+                list.len(),
+                list.join(", ")
+            )
         }
     }
 }
@@ -129,11 +138,16 @@ fn params(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
 }
 
 fn facts(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
-    pairs(c, "SELECT f.name, f.value FROM facts f JOIN runs r ON r.id = f.run WHERE r.run_id = ?1", id)
+    pairs(
+        c,
+        "SELECT f.name, f.value FROM facts f JOIN runs r ON r.id = f.run WHERE r.run_id = ?1",
+        id,
+    )
 }
 
 fn last_metrics(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
-    let sql = "SELECT key, coalesce(CAST(value AS TEXT), 'NaN') FROM v_last_metrics WHERE run_id = ?1";
+    let sql =
+        "SELECT key, coalesce(CAST(value AS TEXT), 'NaN') FROM v_last_metrics WHERE run_id = ?1";
     let all = pairs(c, sql, id)?;
     let short = |text: String| text.parse().map_or(text, fathom_spec::units::format_number);
     Ok(all.into_iter().map(|(key, value)| (key, short(value))).collect())

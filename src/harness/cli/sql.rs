@@ -54,7 +54,8 @@ pub fn query(connection: &Connection, text: &str) -> Result<Table> {
     let mut table = Table::new(&columns);
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next().map_err(refused)? {
-        let cells = (0..columns.len()).map(|i| row.get_ref(i).map(value)).collect::<Result<_, _>>()?;
+        let cells =
+            (0..columns.len()).map(|i| row.get_ref(i).map(value)).collect::<Result<_, _>>()?;
         table.values(cells);
     }
     Ok(table)
@@ -68,7 +69,9 @@ fn value(cell: ValueRef<'_>) -> Value {
     match cell {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(n) => n.into(),
-        ValueRef::Real(x) => serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number),
+        ValueRef::Real(x) => {
+            serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number)
+        }
         ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
         ValueRef::Blob(bytes) => format!("{} bytes", bytes.len()).into(),
     }

@@ -88,7 +88,11 @@ pub fn template_folders() -> Vec<PathBuf> {
     let mut folders = vec![PathBuf::from("templatelib")];
     let beside = std::env::current_exe().ok().and_then(|exe| {
         // target/release/fathom -> the checkout's templatelib.
-        exe.ancestors().skip(1).take(4).map(|folder| folder.join("templatelib")).find(|folder| folder.is_dir())
+        exe.ancestors()
+            .skip(1)
+            .take(4)
+            .map(|folder| folder.join("templatelib"))
+            .find(|folder| folder.is_dir())
     });
     folders.extend(beside);
     folders
@@ -118,7 +122,8 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         let (run_id, status) = match &identified {
             Ok(points) => {
                 let run_id = points[0].run_id();
-                let status = store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
+                let status =
+                    store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
                 (run_id, status.map_or("missing".to_string(), |s| s.status))
             }
             Err(error) => {
@@ -127,7 +132,14 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             }
         };
         let tokens = point.config.train.total_tokens.to_string();
-        table.row(&[&index.to_string(), &point.label, &point.seed.to_string(), &tokens, &run_id, &status]);
+        table.row(&[
+            &index.to_string(),
+            &point.label,
+            &point.seed.to_string(),
+            &tokens,
+            &run_id,
+            &status,
+        ]);
     }
     print!("{}", table.render(args.format));
     if args.format == Format::Table {
@@ -184,7 +196,8 @@ pub fn print_summary(summary: &Summary) {
     for (_, _, _, status, _) in &summary.ended {
         *counts.entry(status).or_default() += 1;
     }
-    let mut parts: Vec<String> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+    let mut parts: Vec<String> =
+        counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
     if summary.reused > 0 {
         parts.push(format!("{} done before", summary.reused));
     }
@@ -221,4 +234,3 @@ pub fn watch_interrupts() -> Result<Arc<AtomicUsize>> {
     }
     Ok(count)
 }
-

@@ -21,7 +21,10 @@ pub struct Table {
 
 impl Table {
     pub fn new(columns: &[impl AsRef<str>]) -> Table {
-        Table { columns: columns.iter().map(|c| c.as_ref().to_string()).collect(), rows: Vec::new() }
+        Table {
+            columns: columns.iter().map(|c| c.as_ref().to_string()).collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row of text.
@@ -54,7 +57,8 @@ impl Table {
     }
 
     fn aligned(&self) -> String {
-        let cells: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(plain).collect()).collect();
+        let cells: Vec<Vec<String>> =
+            self.rows.iter().map(|row| row.iter().map(plain).collect()).collect();
         let width = |column: usize| {
             let cells = cells.iter().map(|row| row[column].chars().count());
             cells.chain([self.columns[column].chars().count()]).max().unwrap_or(0)
@@ -62,7 +66,10 @@ impl Table {
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         // Numbers stand right.
         let right: Vec<bool> = (0..self.columns.len())
-            .map(|column| !self.rows.is_empty() && self.rows.iter().all(|row| row[column].is_number() || row[column].is_null()))
+            .map(|column| {
+                !self.rows.is_empty()
+                    && self.rows.iter().all(|row| row[column].is_number() || row[column].is_null())
+            })
             .collect();
         let line = |cells: &[String]| {
             let padded = cells.iter().enumerate().map(|(i, cell)| {
@@ -85,14 +92,20 @@ impl Table {
         let head = line(self.columns.iter().map(|c| quote(c)).collect());
         // An empty field is NULL.
         let rows = self.rows.iter().map(|row| {
-            line(row.iter().map(|v| if v.is_null() { String::new() } else { quote(&exact(v)) }).collect())
+            line(
+                row.iter()
+                    .map(|v| if v.is_null() { String::new() } else { quote(&exact(v)) })
+                    .collect(),
+            )
         });
         head + &rows.collect::<String>()
     }
 
     fn json(&self) -> String {
         let rows = self.rows.iter().map(|row| {
-            Value::Object(self.columns.iter().cloned().zip(row.iter().cloned()).collect::<Map<_, _>>())
+            Value::Object(
+                self.columns.iter().cloned().zip(row.iter().cloned()).collect::<Map<_, _>>(),
+            )
         });
         let rows: Vec<Value> = rows.collect();
         serde_json::to_string_pretty(&rows).expect("rows are plain data") + "\n"
@@ -113,7 +126,9 @@ fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),
-        Value::Number(n) if n.is_f64() => fathom_spec::units::format_number(n.as_f64().unwrap_or(f64::NAN)),
+        Value::Number(n) if n.is_f64() => {
+            fathom_spec::units::format_number(n.as_f64().unwrap_or(f64::NAN))
+        }
         other => other.to_string(),
     }
 }
@@ -151,6 +166,9 @@ mod tests {
             "| name | x |\n| --- | --- |\n| a\\|b | 1.235 |\n| say \"c, d\" | - |\n"
         );
         let json: Value = serde_json::from_str(&table.render(Format::Json)).unwrap();
-        assert_eq!(json, json!([{"name": "a|b", "x": 1.23456789}, {"name": "say \"c, d\"", "x": null}]));
+        assert_eq!(
+            json,
+            json!([{"name": "a|b", "x": 1.23456789}, {"name": "say \"c, d\"", "x": null}])
+        );
     }
 }

@@ -86,7 +86,10 @@ fn export(store: &Store, point: &Identified, target: &Path) -> Result<()> {
         return Ok(());
     }
     if target.exists() && !target.join(ORIGIN_FILE).exists() {
-        bail!("{}: expected a folder that fathom exported, or none, found another", target.display());
+        bail!(
+            "{}: expected a folder that fathom exported, or none, found another",
+            target.display()
+        );
     }
     let part = target.with_extension("part");
     let copy = || -> Result<()> {

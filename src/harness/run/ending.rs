@@ -34,17 +34,26 @@ pub fn classify(last: Option<&Event>, exit: ExitStatus, paths: &RunPaths) -> End
     };
     if let Some(signal) = exit.signal() {
         // Rust and C++ abort when a small allocation of their own fails.
-        if signal == libc::SIGABRT && (stderr.contains("memory allocation of") || stderr.contains("bad_alloc")) {
+        if signal == libc::SIGABRT
+            && (stderr.contains("memory allocation of") || stderr.contains("bad_alloc"))
+        {
             return by_supervisor("out_of_memory", last_lines(&stderr, 1));
         }
         let name = nix::sys::signal::Signal::try_from(signal).map_or("signal", |s| s.as_str());
-        let hint = if signal == libc::SIGKILL { " (the kernel's out-of-memory killer does this too)" } else { "" };
+        let hint = if signal == libc::SIGKILL {
+            " (the kernel's out-of-memory killer does this too)"
+        } else {
+            ""
+        };
         return by_supervisor("killed", format!("{name}{hint}"));
     }
     let code = exit.code().unwrap_or(-1);
     let said = last_lines(&stderr, 5);
     let said = if said.is_empty() { "nothing on stderr".to_string() } else { said };
-    by_supervisor("failed", format!("the worker exited with code {code} and wrote no ending: {said}"))
+    by_supervisor(
+        "failed",
+        format!("the worker exited with code {code} and wrote no ending: {said}"),
+    )
 }
 
 /// The ending that an event is.

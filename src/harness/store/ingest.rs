@@ -16,9 +16,11 @@ impl Store {
         let events = self.paths(run_id).events();
         let transaction = self.connection.transaction()?;
         let (run, offset, last_seq): (i64, i64, i64) = transaction
-            .query_row("SELECT id, log_offset, last_seq FROM runs WHERE run_id = ?1", [run_id], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
+            .query_row(
+                "SELECT id, log_offset, last_seq FROM runs WHERE run_id = ?1",
+                [run_id],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
             .with_context(|| format!("run {run_id}: expected a run that the store knows"))?;
         if !events.exists() {
             return Ok(0);
@@ -131,7 +133,9 @@ impl Ingest<'_> {
                     params![run, *step as i64, *tokens as i64, loss, *peak_allocated as i64, *peak_reserved as i64],
                 )?;
             }
-            EventKind::Eval { step, split, loss, .. } => self.metric(&format!("eval_loss.{split}"), *step, *loss)?,
+            EventKind::Eval { step, split, loss, .. } => {
+                self.metric(&format!("eval_loss.{split}"), *step, *loss)?
+            }
             EventKind::Perplexity {
                 step,
                 split,
@@ -161,7 +165,14 @@ impl Ingest<'_> {
                     params![run, *step as i64, split, *start as i64, *end as i64, *tokens as i64, nll],
                 )?;
             }
-            EventKind::Memory { step, phase, allocated, reserved, peak_allocated, peak_reserved } => {
+            EventKind::Memory {
+                step,
+                phase,
+                allocated,
+                reserved,
+                peak_allocated,
+                peak_reserved,
+            } => {
                 self.execute(
                     "INSERT OR REPLACE INTO memory (run, step, phase, allocated, reserved, peak_allocated, peak_reserved)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -203,7 +214,9 @@ impl Ingest<'_> {
     fn ending(&self, event: &Event) -> Result<()> {
         let ending = crate::run::of_event(&event.kind).context("an ending")?;
         let (asked, free) = match &event.kind {
-            EventKind::OutOfMemory { asked, free, .. } => (asked.map(|n| n as i64), free.map(|n| n as i64)),
+            EventKind::OutOfMemory { asked, free, .. } => {
+                (asked.map(|n| n as i64), free.map(|n| n as i64))
+            }
             _ => (None, None),
         };
         self.execute(
@@ -218,8 +231,12 @@ impl Ingest<'_> {
         let id = match self.keys.get(key) {
             Some(id) => *id,
             None => {
-                self.execute("INSERT INTO metric_keys (key) VALUES (?1) ON CONFLICT (key) DO NOTHING", [key])?;
-                let mut statement = self.transaction.prepare_cached("SELECT id FROM metric_keys WHERE key = ?1")?;
+                self.execute(
+                    "INSERT INTO metric_keys (key) VALUES (?1) ON CONFLICT (key) DO NOTHING",
+                    [key],
+                )?;
+                let mut statement =
+                    self.transaction.prepare_cached("SELECT id FROM metric_keys WHERE key = ?1")?;
                 let id = statement.query_row([key], |row| row.get(0))?;
                 self.keys.insert(key.to_string(), id);
                 id

@@ -86,7 +86,9 @@ impl Store {
         let connection = Connection::open(&path)
             .with_context(|| format!("{}: the store can't be opened", path.display()))?;
         let mut store = Store { results: results.to_path_buf(), connection };
-        store.prepare(&path).with_context(|| format!("{}: the store can't be used", path.display()))?;
+        store
+            .prepare(&path)
+            .with_context(|| format!("{}: the store can't be used", path.display()))?;
         Ok(store)
     }
 
@@ -153,8 +155,11 @@ impl Store {
              ON CONFLICT (name) DO UPDATE SET file = ?2, question = ?3, spec = ?4, planned_at = ?5",
             params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
         )?;
-        let id: i64 =
-            transaction.query_row("SELECT id FROM sweeps WHERE name = ?1", [&sweep.name], |row| row.get(0))?;
+        let id: i64 = transaction.query_row(
+            "SELECT id FROM sweeps WHERE name = ?1",
+            [&sweep.name],
+            |row| row.get(0),
+        )?;
         transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
         for point in points {
             transaction.execute(
@@ -208,8 +213,9 @@ impl Store {
     ///
     /// When the database can't be read.
     pub fn status(&self, run_id: &str) -> Result<Option<RunStatus>> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT status, status_detail, step FROM runs WHERE run_id = ?1")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT status, status_detail, step FROM runs WHERE run_id = ?1")?;
         let row = statement.query_row([run_id], |row| {
             let step: i64 = row.get(2)?;
             Ok(RunStatus { status: row.get(0)?, detail: row.get(1)?, step: step as u64 })
@@ -222,7 +228,13 @@ impl Store {
     /// # Errors
     ///
     /// When the database refuses.
-    pub fn set_status(&mut self, run_id: &str, status: &str, detail: Option<&str>, at: f64) -> Result<()> {
+    pub fn set_status(
+        &mut self,
+        run_id: &str,
+        status: &str,
+        detail: Option<&str>,
+        at: f64,
+    ) -> Result<()> {
         self.connection.execute(
             "UPDATE runs SET status = ?2, status_detail = ?3, ended_at = ?4 WHERE run_id = ?1",
             params![run_id, status, detail, at],
@@ -250,7 +262,8 @@ fn check_is_ours(connection: &Connection, path: &Path) -> Result<()> {
             .with_context(|| format!("{shown}: expected a store of fathom"))
     };
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
     if tables > 0 && application != APPLICATION_ID {
         bail!("{shown}: expected a store of fathom, found another program's database");
     }

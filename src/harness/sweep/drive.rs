@@ -76,7 +76,9 @@ pub fn identify(points: &[Point], identities: &mut Identities) -> Result<Vec<Ide
     points
         .iter()
         .map(|point| {
-            let identity = identities.of(&point.config, at).with_context(|| format!("point `{}`", point.label))?;
+            let identity = identities
+                .of(&point.config, at)
+                .with_context(|| format!("point `{}`", point.label))?;
             Ok(Identified { point: point.clone(), identity })
         })
         .collect()
@@ -148,7 +150,12 @@ impl Driver<'_> {
     }
 
     /// A search: each probe is a run of its own, and a point of the sweep from when it is known.
-    fn search(&mut self, plan: &Plan, bisect: &Bisect, identities: &mut Identities) -> Result<Summary> {
+    fn search(
+        &mut self,
+        plan: &Plan,
+        bisect: &Bisect,
+        identities: &mut Identities,
+    ) -> Result<Summary> {
         let mut search = Search::new(bisect);
         let mut probes: Vec<Identified> = Vec::new();
         let mut whole = Summary::default();
@@ -164,7 +171,8 @@ impl Driver<'_> {
             whole.ended.extend(summary.ended);
             whole.interrupted |= summary.interrupted;
             whole.elsewhere += summary.elsewhere;
-            let status = self.store.status(&run_id)?.map(|status| status.status).unwrap_or_default();
+            let status =
+                self.store.status(&run_id)?.map(|status| status.status).unwrap_or_default();
             match status.as_str() {
                 "finished" => search.record(value, true),
                 "out_of_memory" => search.record(value, false),

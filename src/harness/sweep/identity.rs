@@ -42,7 +42,9 @@ impl Identities {
     /// When a file that the configuration names can't be read: with the key that names it.
     pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<Identity> {
         let model = match (&config.model.path, &config.model.config) {
-            (Some(path), _) => cached(&mut self.models, path, model_digest).context("model.path")?,
+            (Some(path), _) => {
+                cached(&mut self.models, path, model_digest).context("model.path")?
+            }
             (None, Some(shape)) => {
                 let json = serde_json::to_vec(shape).expect("a shape is plain data");
                 blake3::hash(&json).to_hex().to_string()
@@ -50,8 +52,10 @@ impl Identities {
             (None, None) => String::new(),
         };
         let tokenizer = match config.tokenizer.path.as_ref().or(config.model.path.as_ref()) {
-            Some(spec) => cached(&mut self.tokenizers, spec, |spec| Tokenizer::from_spec(spec)?.digest())
-                .context("tokenizer.path")?,
+            Some(spec) => {
+                cached(&mut self.tokenizers, spec, |spec| Tokenizer::from_spec(spec)?.digest())
+                    .context("tokenizer.path")?
+            }
             None => String::new(),
         };
         let data = match config.data.corpus.as_str() {
@@ -90,10 +94,16 @@ fn model_digest(path: &str) -> Result<String> {
     files.retain(|file| {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let weights = ["safetensors", "bin", "gguf"].iter().any(|e| name.ends_with(e));
-        (weights && name != "optimizer.safetensors") || name == "config.json" || name.ends_with(".index.json")
+        (weights && name != "optimizer.safetensors")
+            || name == "config.json"
+            || name.ends_with(".index.json")
     });
     files.sort();
-    anyhow::ensure!(!files.is_empty(), "{}: expected a model folder or a .gguf file, found no weights", path.display());
+    anyhow::ensure!(
+        !files.is_empty(),
+        "{}: expected a model folder or a .gguf file, found no weights",
+        path.display()
+    );
     let mut hasher = blake3::Hasher::new();
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -68,9 +68,14 @@ impl Plan {
     /// # Errors
     ///
     /// For any mistake in the file, its base, or any point that comes of them: with file, line and key path.
-    pub fn read(path: &Path, search_path: &[PathBuf], overrides: &[(String, Written)]) -> Result<Plan> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{}: expected a sweep file that can be read", path.display()))?;
+    pub fn read(
+        path: &Path,
+        search_path: &[PathBuf],
+        overrides: &[(String, Written)],
+    ) -> Result<Plan> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("{}: expected a sweep file that can be read", path.display())
+        })?;
         let file = path.display().to_string();
         let tree = Written::parse(&file, &text)?;
         for entry in tree.entries("the sweep file")? {
@@ -116,7 +121,11 @@ impl Plan {
     fn check_search(&self) -> Result<()> {
         let Some(search) = &self.search else { return Ok(()) };
         if self.points.len() > 1 || !self.points[0].settings.keys().all(|key| key == SEED) {
-            bail!("{}: search: expected a sweep without axes, found {} points", self.file, self.points.len());
+            bail!(
+                "{}: search: expected a sweep without axes, found {} points",
+                self.file,
+                self.points.len()
+            );
         }
         for value in [search.low, search.high] {
             self.probe(search, value)?;
@@ -128,7 +137,8 @@ impl Plan {
 /// The opening comment, its lines joined, up to a line that names a command.
 fn question(text: &str) -> Option<String> {
     let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
-    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("fathom ")).filter(|l| !l.is_empty()).collect();
+    let lines: Vec<&str> =
+        lines.take_while(|line| !line.starts_with("fathom ")).filter(|l| !l.is_empty()).collect();
     (!lines.is_empty()).then(|| lines.join(" "))
 }
 
@@ -148,7 +158,11 @@ fn known(entry: &Entry, keys: &[&str], place: &str) -> Result<()> {
 }
 
 /// The base configuration with `set`, `eval` and the command line's assignments on it.
-fn base(tree: &Written, search_path: &[PathBuf], overrides: &[(String, Written)]) -> Result<Written> {
+fn base(
+    tree: &Written,
+    search_path: &[PathBuf],
+    overrides: &[(String, Written)],
+) -> Result<Written> {
     let mut base = match tree.get("base") {
         Some(name) => load_from(name.text("base")?, &name.origin, search_path)?,
         None => Written { node: Node::Map(Vec::new()), origin: tree.origin.clone() },
@@ -176,7 +190,11 @@ fn axes(tree: &Written) -> Result<Vec<Vec<Choice>>> {
         for entry in written.entries("axes")? {
             let choices = axis(entry)?;
             if choices.is_empty() {
-                bail!("{}: axes.{}: expected at least one value, found none", entry.key_origin, entry.key);
+                bail!(
+                    "{}: axes.{}: expected at least one value, found none",
+                    entry.key_origin,
+                    entry.key
+                );
             }
             axes.push(choices);
         }
@@ -196,7 +214,11 @@ fn seed_axis(seeds: &Written) -> Result<Vec<Choice>> {
             .map(|seed| Written { node: Node::Int(seed), origin: seeds.origin.clone() })
             .collect(),
         Node::List(items) if !items.is_empty() => items.clone(),
-        _ => bail!("{}: seeds: expected a number of seeds or a list of them, found {}", seeds.origin, seeds.describe()),
+        _ => bail!(
+            "{}: seeds: expected a number of seeds or a list of them, found {}",
+            seeds.origin,
+            seeds.describe()
+        ),
     };
     Ok(values.into_iter().map(|value| key_choice(SEED, value)).collect())
 }
@@ -205,7 +227,9 @@ fn axis(entry: &Entry) -> Result<Vec<Choice>> {
     let (key, value) = (&entry.key, &entry.value);
     match &value.node {
         Node::List(items) => Ok(items.iter().map(|item| key_choice(key, item.clone())).collect()),
-        Node::Map(entries) if entries.iter().any(|e| e.key == "log" || e.key == "lin") => range(key, value),
+        Node::Map(entries) if entries.iter().any(|e| e.key == "log" || e.key == "lin") => {
+            range(key, value)
+        }
         Node::Map(entries) => entries
             .iter()
             .map(|variant| {
@@ -223,7 +247,11 @@ fn axis(entry: &Entry) -> Result<Vec<Choice>> {
 }
 
 fn key_choice(key: &str, value: Written) -> Choice {
-    Choice { axis: key.to_string(), shown: value.to_json(), settings: vec![(key.to_string(), value)] }
+    Choice {
+        axis: key.to_string(),
+        shown: value.to_json(),
+        settings: vec![(key.to_string(), value)],
+    }
 }
 
 /// `{log: [1e-5, 1e-3], count: 5}`: both ends included, evenly spaced by ratio (`log`) or by difference (`lin`).
@@ -243,7 +271,9 @@ fn range(key: &str, value: &Written) -> Result<Vec<Choice>> {
         _ => Err(anyhow!("{}: {place}: expected a number, found {}", w.origin, w.describe())),
     };
     let ends = ends.items(&place)?.iter().map(number).collect::<Result<Vec<f64>>>()?;
-    let [low, high] = ends[..] else { bail!("{}: {place}: expected two ends, found {}", value.origin, ends.len()) };
+    let [low, high] = ends[..] else {
+        bail!("{}: {place}: expected two ends, found {}", value.origin, ends.len())
+    };
     let count = match value.get("count").map(|c| &c.node) {
         Some(Node::Int(count)) if *count >= 2 => *count as usize,
         _ => bail!("{}: {place}.count: expected a whole number, 2 or more", value.origin),
@@ -253,14 +283,22 @@ fn range(key: &str, value: &Written) -> Result<Vec<Choice>> {
     }
     let at = |i: usize| {
         let t = i as f64 / (count - 1) as f64;
-        let x = if log { (low.ln() * (1.0 - t) + high.ln() * t).exp() } else { low * (1.0 - t) + high * t };
+        let x = if log {
+            (low.ln() * (1.0 - t) + high.ln() * t).exp()
+        } else {
+            low * (1.0 - t) + high * t
+        };
         // Three significant digits: what a person would have written.
         format!("{x:.2e}").parse::<f64>().expect("a printed number is a number")
     };
     let whole = low.fract() == 0.0 && high.fract() == 0.0 && !log;
     Ok((0..count)
         .map(|i| {
-            let node = if whole && at(i).fract() == 0.0 { Node::Int(at(i) as i64) } else { Node::Float(at(i)) };
+            let node = if whole && at(i).fract() == 0.0 {
+                Node::Int(at(i) as i64)
+            } else {
+                Node::Float(at(i))
+            };
             key_choice(key, Written { node, origin: value.origin.clone() })
         })
         .collect())
@@ -280,7 +318,9 @@ fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
     for group in groups {
         combinations = combinations
             .iter()
-            .flat_map(|before| group.iter().map(|choices| [before.clone(), choices.clone()].concat()))
+            .flat_map(|before| {
+                group.iter().map(|choices| [before.clone(), choices.clone()].concat())
+            })
             .collect();
     }
     if let Some(exclude) = tree.get("exclude") {
@@ -293,7 +333,10 @@ fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
             let before = combinations.len();
             combinations.retain(|choices| !entries.iter().all(|e| chosen(choices, e)));
             if combinations.len() == before {
-                bail!("{}: exclude: expected a pattern that some point matches, found none that does", pattern.origin);
+                bail!(
+                    "{}: exclude: expected a pattern that some point matches, found none that does",
+                    pattern.origin
+                );
             }
         }
     }
@@ -304,7 +347,8 @@ fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
                 // The label of a variant of an axis; else a key path with its value.
                 let shown = entry.value.to_json();
                 let variant = all.iter().find(|c| c.axis == entry.key && c.shown == shown).cloned();
-                choices.push(variant.unwrap_or_else(|| key_choice(&entry.key, entry.value.clone())));
+                choices
+                    .push(variant.unwrap_or_else(|| key_choice(&entry.key, entry.value.clone())));
             }
             combinations.push(choices);
         }
@@ -320,19 +364,26 @@ fn chosen(choices: &[Choice], entry: &Entry) -> bool {
 fn zipped(tree: &Written, mut axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Vec<Choice>>>> {
     let mut groups = Vec::new();
     let Some(zip) = tree.get("zip") else {
-        return Ok(axes.into_iter().map(|axis| axis.into_iter().map(|c| vec![c]).collect()).collect());
+        return Ok(axes
+            .into_iter()
+            .map(|axis| axis.into_iter().map(|c| vec![c]).collect())
+            .collect());
     };
     let items = zip.items("zip")?;
     // One group may be written without the outer list.
-    let lists: Vec<&Written> =
-        if items.iter().all(|item| matches!(item.node, Node::List(_))) { items.iter().collect() } else { vec![zip] };
+    let lists: Vec<&Written> = if items.iter().all(|item| matches!(item.node, Node::List(_))) {
+        items.iter().collect()
+    } else {
+        vec![zip]
+    };
     for list in lists {
         let mut members: Vec<Vec<Choice>> = Vec::new();
         for name in list.items("zip")? {
             let text = name.text("zip")?;
             let at = axes.iter().position(|axis| axis[0].axis == text).ok_or_else(|| {
                 let near = nearest(text, axes.iter().map(|axis| axis[0].axis.as_str()));
-                let help = near.map(|n| format!("\n  help: did you mean `{n}`?")).unwrap_or_default();
+                let help =
+                    near.map(|n| format!("\n  help: did you mean `{n}`?")).unwrap_or_default();
                 anyhow!("{}: zip: expected the name of an axis, found `{text}`{help}", name.origin)
             })?;
             members.push(axes.remove(at));
@@ -341,7 +392,10 @@ fn zipped(tree: &Written, mut axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Vec<Choi
         if let Some(other) = members.iter().find(|member| member.len() != count) {
             bail!(
                 "{}: zip: expected axes of one length, found {count} values of `{}` and {} of `{}`",
-                list.origin, members[0][0].axis, other.len(), other[0].axis
+                list.origin,
+                members[0][0].axis,
+                other.len(),
+                other[0].axis
             );
         }
         groups.push((0..count).map(|i| members.iter().map(|m| m[i].clone()).collect()).collect());
@@ -381,7 +435,11 @@ fn plain(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Number(n) if n.is_f64() => {
             let x = n.as_f64().unwrap_or(f64::NAN);
-            if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) { format!("{x:e}") } else { format!("{x}") }
+            if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) {
+                format!("{x:e}")
+            } else {
+                format!("{x}")
+            }
         }
         other => other.to_string(),
     }
@@ -392,7 +450,9 @@ fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
         if let Some(twin) = points[..index].iter().find(|other| other.config == point.config) {
             bail!(
                 "{file}: expected points that differ, found two that are the same run: `{}` and `{}`, seed {}",
-                twin.label, point.label, point.seed
+                twin.label,
+                point.label,
+                point.seed
             );
         }
     }
@@ -411,7 +471,9 @@ fn bisect(search: &Written) -> Result<Bisect> {
     }
     let value = |key: &str| {
         let value = written.get(key);
-        value.with_context(|| format!("{}: search.bisect: expected the key `{key}`, found none", written.origin))
+        value.with_context(|| {
+            format!("{}: search.bisect: expected the key `{key}`, found none", written.origin)
+        })
     };
     let whole = |key: &str| -> Result<u64> {
         let value = value(key)?;
@@ -421,10 +483,15 @@ fn bisect(search: &Written) -> Result<Bisect> {
             _ => None,
         };
         number.with_context(|| {
-            format!("{}: search.bisect.{key}: expected a whole number, 1 or more, found {}", value.origin, value.describe())
+            format!(
+                "{}: search.bisect.{key}: expected a whole number, 1 or more, found {}",
+                value.origin,
+                value.describe()
+            )
         })
     };
-    let optional = |key: &str, default: u64| if written.get(key).is_some() { whole(key) } else { Ok(default) };
+    let optional =
+        |key: &str, default: u64| if written.get(key).is_some() { whole(key) } else { Ok(default) };
     let (low, high) = (whole("low")?, whole("high")?);
     let multiple_of = optional("multiple_of", 1)?;
     let resolution = optional("resolution", (low / 8).max(multiple_of))?.max(multiple_of);
@@ -432,7 +499,10 @@ fn bisect(search: &Written) -> Result<Bisect> {
         bail!("{}: search.bisect: expected low below high, found {low} and {high}", written.origin);
     }
     if low % multiple_of != 0 || high % multiple_of != 0 {
-        bail!("{}: search.bisect: expected low and high as multiples of {multiple_of}", written.origin);
+        bail!(
+            "{}: search.bisect: expected low and high as multiples of {multiple_of}",
+            written.origin
+        );
     }
     let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
     Ok(Bisect { parameter, low, high, resolution, multiple_of })
