@@ -311,13 +311,12 @@ fn ceiling_sweep() -> Store {
     const GIB: f64 = 1_073_741_824.0;
     let spec = json!({
         "name": "context_ceiling",
-        "search": {
-            "kind": "bisect",
+        "search": { "bisect": {
             "parameter": "train.sequence_length",
             "low": 1024,
             "high": 65536,
             "resolution": 512
-        },
+        } },
     });
     let question = Some("What is the longest sequence that trains?");
     let mut store = Store::new("context_ceiling", question, spec);
@@ -514,7 +513,7 @@ fn a_sweep_without_a_finished_run_is_a_page_all_the_same() {
 fn a_sweep_without_points_is_a_page_all_the_same() {
     let page = Store::new("s", None, json!({"name": "s"})).page();
     assert!(page.contains("**There is no answer yet:**"), "{page}");
-    let search = json!({"name": "s", "search": {"kind": "bisect", "parameter": "p"}});
+    let search = json!({"name": "s", "search": {"bisect": {"parameter": "p"}}});
     let page = Store::new("s", None, search).page();
     assert!(page.contains("the search has made no run"), "{page}");
 }

@@ -88,6 +88,10 @@ pub fn run(folder: &Path) -> ExitCode {
         Ok(Err(error)) => failure(&format!("{error:#}"), &progress),
         Err(panic) => failure(&panic_message(&*panic), &progress),
     };
+    if let EventKind::OutOfMemory { step, phase, .. } = &ending {
+        // The counters outlive the tensors: how far the run got before it was refused.
+        log.event(memory_event(*step, phase, progress.device.get().unwrap_or(Device::Cpu)));
+    }
     let failed = matches!(ending, EventKind::Failed { .. });
     if let EventKind::Failed { error } = &ending {
         eprintln!("error: {error}");
@@ -103,6 +107,7 @@ pub fn run(folder: &Path) -> ExitCode {
 fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<EventKind> {
     let config = RunConfig::read(&paths.config())?;
     let device = torch::open_device(config.run.device, config.run.memory_cap)?;
+    progress.device.set(Some(device));
     if let Some(threads) = config.run.threads {
         tch::set_num_threads(threads as i32);
     }
@@ -128,15 +133,7 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         held_out: data.held_out.as_ref(),
         progress,
     };
-    let memory = torch::memory(device);
-    log.event(EventKind::Memory {
-        step: 0,
-        phase: "load".into(),
-        allocated: memory.allocated,
-        reserved: memory.reserved,
-        peak_allocated: memory.peak_allocated,
-        peak_reserved: memory.peak_reserved,
-    });
+    log.event(memory_event(0, "load", device));
     let control = paths.control();
     let mut answers = log.clone();
     let ending = train::train(&training, log, &mut || next_command(&control, &mut answers))?;
@@ -358,6 +355,18 @@ fn next_command(control: &Path, log: &mut Log) -> Option<Command> {
         }
     }
     None
+}
+
+fn memory_event(step: u64, phase: &str, device: Device) -> EventKind {
+    let memory = torch::memory(device);
+    EventKind::Memory {
+        step,
+        phase: phase.to_string(),
+        allocated: memory.allocated,
+        reserved: memory.reserved,
+        peak_allocated: memory.peak_allocated,
+        peak_reserved: memory.peak_reserved,
+    }
 }
 
 /// Classifies an error: running out of memory is an ending of its own.

@@ -45,6 +45,8 @@ pub struct Training<'a> {
 pub struct Progress {
     pub step: Cell<u64>,
     pub phase: Cell<&'static str>,
+    /// `None` before one is chosen.
+    pub device: Cell<Option<tch::Device>>,
 }
 
 /// What the supervisor asks for between two steps.

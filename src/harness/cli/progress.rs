@@ -1,7 +1,6 @@
 //! Live progress: a line for each running job and one for the whole, or plain lines where nobody watches a terminal.
 
-use crate::run::Ending;
-use crate::sweep::drive::Identified;
+use crate::sweep::drive::{Ended, Identified};
 use fathom_spec::record::{Event, EventKind};
 use fathom_spec::units::format_number;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -91,18 +90,18 @@ impl Progress {
     }
 
     /// Closes a run's line.
-    pub fn ended(&self, line: usize, point: &Identified, ending: &Ending) {
+    pub fn ended(&self, line: usize, point: &Identified, ended: &Ended) {
         let bar = &self.bars.borrow()[line];
         bar.finish_and_clear();
         self.whole.borrow().inc(1);
         let detail =
-            ending.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
+            ended.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
         let (label, seed) = (&point.point.label, point.point.seed);
         let width = self.label_width;
         self.say(&format!(
             "{} {label:width$} seed {seed}: {}{}",
             point.run_id(),
-            ending.status,
+            ended.status,
             detail.unwrap_or_default()
         ));
     }

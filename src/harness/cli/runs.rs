@@ -1,232 +1,470 @@
-//! `fathom runs ls|show|diff`.
+//! `fathom runs`: the runs of a store, one of them in full, two of them side by side.
 
-use super::sql::query;
-use super::sweep::Places;
-use super::table::{Format, Table};
-use crate::store::Store;
-use anyhow::{Context, Result, bail};
+use super::sql;
+use super::table::{self, Cell, Format, Table};
+use crate::store::{Run, Status, Store};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use fathom_spec::config::nearest;
-use rusqlite::Connection;
-use serde_json::Value;
+use fathom_spec::config::written::Written;
+use fathom_spec::config::{OptimizerType, RunConfig, ScheduleType, nearest};
+use fathom_spec::record::{EventKind, RunPaths};
+use fathom_spec::units::{Bytes, Tokens, format_seconds};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::path::PathBuf;
 
-#[derive(Args)]
+/// See the runs that the store has.
+#[derive(Debug, Args)]
 pub struct RunsArgs {
     #[command(subcommand)]
-    command: RunsCommand,
+    pub command: RunsCommand,
+    /// The folder that fathom.db is in
+    #[arg(long, global = true, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
 }
 
-#[derive(Subcommand)]
-enum RunsCommand {
-    /// List runs, newest first
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// List runs, one a line
     Ls {
-        /// Only the runs of this sweep
+        /// Only the points of this sweep
         #[arg(long)]
         sweep: Option<String>,
-        /// Only runs that stand so: finished, failed, ...
+        /// Only runs that stand so: planned, running, finished, stopped, out_of_memory, diverged, failed, killed, lost
         #[arg(long)]
-        status: Option<String>,
-        #[arg(long, default_value = "table")]
+        status: Option<Status>,
+        /// How to print them; csv and json have the columns of v_runs
+        #[arg(long, value_enum, default_value_t)]
         format: Format,
-        #[command(flatten)]
-        places: Places,
     },
-    /// Show one run: configuration, facts, last metrics, perplexity
+    /// Show one run: settings, results, facts, warnings, attempts and files
     Show {
-        /// Its id, or the beginning of it
+        /// Its id, or how it begins
         run: String,
-        #[command(flatten)]
-        places: Places,
+        /// Every setting, not only those that differ from the defaults
+        #[arg(long)]
+        all: bool,
     },
-    /// Show what two runs differ in
+    /// Show what tells two runs apart, and their results side by side
     Diff {
+        /// The id of one run, or how it begins
         a: String,
+        /// The id of the other
         b: String,
-        #[arg(long, default_value = "table")]
+        /// How to print them
+        #[arg(long, value_enum, default_value_t)]
         format: Format,
-        #[command(flatten)]
-        places: Places,
     },
+    /// Make the store's runs anew from their folders
+    Rebuild,
 }
 
-/// Carries out `fathom runs …`.
+/// Carries out `fathom runs`.
 ///
 /// # Errors
 ///
-/// When there is no store or no such run.
+/// When there is no store, or no such run or sweep in it.
 pub fn run(args: RunsArgs) -> Result<()> {
+    let open = || Store::open_read_only(&args.results);
     let text = match args.command {
-        RunsCommand::Ls { sweep, status, format, places } => {
-            let store = Store::open_read_only(&places.results)?;
-            list(store.connection(), sweep.as_deref(), status.as_deref())?.render(format)
+        RunsCommand::Ls { sweep, status, format } => {
+            let all = ls(&open()?, sweep.as_deref(), status)?;
+            if format.is_for_people() { short(&all) } else { all }.render(format)
         }
-        RunsCommand::Show { run, places } => {
-            let store = Store::open_read_only(&places.results)?;
-            let id = find(store.connection(), &run)?;
-            show(store.connection(), &id)?
-        }
-        RunsCommand::Diff { a, b, format, places } => {
-            let store = Store::open_read_only(&places.results)?;
-            let (a, b) = (find(store.connection(), &a)?, find(store.connection(), &b)?);
-            diff(store.connection(), &a, &b)?.render(format)
+        RunsCommand::Show { run, all } => show(&open()?, &run, all)?,
+        RunsCommand::Diff { a, b, format } => diff(&open()?, &a, &b)?.render(format),
+        RunsCommand::Rebuild => {
+            let mut store = Store::open(&args.results)?;
+            let rebuilt = store.rebuild()?;
+            for (folder, reason) in &rebuilt.problems {
+                eprintln!("warning: runs/{folder} is not in the store as a whole: {reason}");
+            }
+            let path = Store::path(&args.results);
+            format!("{}: {} runs, {} events\n", path.display(), rebuilt.runs, rebuilt.events)
         }
     };
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    table::print(&text)
 }
 
-/// Text in single quotes, for a query of ours.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-fn list(c: &Connection, sweep: Option<&str>, status: Option<&str>) -> Result<Table> {
-    let only = |column: &str, value: Option<&str>| {
-        value.map_or("1".to_string(), |value| format!("{column} = {}", quoted(value)))
-    };
-    query(
-        c,
-        &format!(
-            "SELECT run_id AS run, coalesce(sweep, '') AS sweep, coalesce(label, '') AS point, seed, status, step, tokens,
-             last_loss AS loss, round(seconds, 1) AS seconds, device FROM v_runs
-             WHERE {} AND {} ORDER BY coalesce(started_at, 0) DESC, run_id",
-            only("sweep", sweep),
-            only("status", status)
-        ),
-    )
-}
-
-/// The one run whose id begins with `prefix`.
-fn find(c: &Connection, prefix: &str) -> Result<String> {
-    let mut statement = c.prepare("SELECT run_id FROM runs ORDER BY run_id")?;
-    let ids: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    let found: Vec<&String> = ids.iter().filter(|id| id.starts_with(prefix)).collect();
-    match &found[..] {
-        [id] => Ok(id.to_string()),
-        [] => {
-            let near = nearest(prefix, ids.iter().map(String::as_str));
-            let help = near.map_or("`fathom runs ls` lists them".to_string(), |near| {
-                format!("did you mean `{near}`?")
-            });
+/// The rows of `v_runs`, by sweep and position.
+///
+/// # Errors
+///
+/// When there is no such sweep.
+pub fn ls(store: &Store, sweep: Option<&str>, status: Option<Status>) -> Result<Table> {
+    if let Some(name) = sweep {
+        let sweeps = store.sweeps()?;
+        if !sweeps.iter().any(|known| known.name == name) {
+            let near = nearest(name, sweeps.iter().map(|known| known.name.as_str()));
+            let help =
+                near.map_or(String::new(), |near| format!("\n  help: did you mean `{near}`?"));
             bail!(
-                "run {prefix}: expected the id of a run or its beginning, found none of {}\n  help: {help}",
-                ids.len()
-            )
+                "--sweep: expected one of the {} sweeps of the store, found `{name}`{help}",
+                sweeps.len()
+            );
         }
-        several => {
-            let list: Vec<&str> = several.iter().map(|id| id.as_str()).collect();
-            bail!(
-                "run {prefix}: expected the beginning of one id, found that of {}: {}",
-                list.len(),
-                list.join(", ")
-            )
-        }
+    }
+    let mut statement = store.connection().prepare(
+        "SELECT * FROM v_runs WHERE (?1 IS NULL OR sweep = ?1) AND (?2 IS NULL OR status = ?2)
+         ORDER BY sweep IS NULL, sweep, position, run_id",
+    )?;
+    sql::collect(&mut statement, (sweep, status.map(Status::name)))
+}
+
+/// The columns of [`ls`] that fit on a screen, with units.
+pub fn short(runs: &Table) -> Table {
+    type Print = fn(&Cell) -> Cell;
+    let shown: [(&str, &str, Print); 11] = [
+        ("run_id", "run", Cell::clone),
+        ("sweep", "sweep", Cell::clone),
+        ("label", "label", Cell::clone),
+        ("seed", "seed", Cell::clone),
+        ("status", "status", Cell::clone),
+        ("step", "step", Cell::clone),
+        ("tokens", "tokens", |cell| with_unit(cell, |n| Tokens(n as u64).to_string())),
+        ("seconds", "time", |cell| with_unit(cell, format_seconds)),
+        ("last_loss", "loss", Cell::clone),
+        ("peak_allocated", "peak memory", |cell| with_unit(cell, |n| Bytes(n as u64).to_string())),
+        ("device_name", "device", Cell::clone),
+    ];
+    let mut table = Table::new(&shown.map(|(_, title, _)| title));
+    let at = shown.map(|(name, _, _)| {
+        runs.columns.iter().position(|c| c == name).expect("v_runs has these columns")
+    });
+    table.rows = runs
+        .rows
+        .iter()
+        .map(|row| shown.iter().zip(at).map(|((_, _, print), i)| print(&row[i])).collect())
+        .collect();
+    table
+}
+
+fn with_unit(cell: &Cell, print: impl Fn(f64) -> String) -> Cell {
+    match cell {
+        Cell::Integer(n) => print(*n as f64).into(),
+        Cell::Real(x) => print(*x).into(),
+        other => other.clone(),
     }
 }
 
-/// The values of a two-column query by name.
-fn pairs(c: &Connection, sql: &str, id: &str) -> Result<BTreeMap<String, String>> {
-    let mut statement = c.prepare(sql)?;
-    let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-fn params(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
-    pairs(c, "SELECT key, value FROM v_params WHERE run_id = ?1", id)
-}
-
-fn facts(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
-    pairs(
-        c,
-        "SELECT f.name, f.value FROM facts f JOIN runs r ON r.id = f.run WHERE r.run_id = ?1",
-        id,
-    )
-}
-
-fn last_metrics(c: &Connection, id: &str) -> Result<BTreeMap<String, String>> {
-    let sql =
-        "SELECT key, coalesce(CAST(value AS TEXT), 'NaN') FROM v_last_metrics WHERE run_id = ?1";
-    let all = pairs(c, sql, id)?;
-    let short = |text: String| text.parse().map_or(text, fathom_spec::units::format_number);
-    Ok(all.into_iter().map(|(key, value)| (key, short(value))).collect())
-}
-
-fn show(c: &Connection, id: &str) -> Result<String> {
-    let (status, detail, folder, attempt, seconds, device): (String, Option<String>, String, i64, f64, Option<String>) = c
-        .query_row(
-            "SELECT status, status_detail, folder, attempt, seconds, device_name FROM runs WHERE run_id = ?1",
-            [id],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)),
-        )
-        .context("the run was just found")?;
-    let detail = detail.map(|d| format!(": {d}")).unwrap_or_default();
-    let mut text = format!(
-        "run {id}: {status}{detail}\n{folder}, attempt {attempt}, {}, {}\n",
-        fathom_spec::units::format_seconds(seconds),
-        device.unwrap_or_else(|| "not started".into())
-    );
-    let mut section = |title: &str, table: Table| {
-        if !table.is_empty() {
-            text += &format!("\n{title}\n{}", table.render(Format::Table));
+/// One run in full, as text.
+///
+/// # Errors
+///
+/// When `prefix` is not how exactly one run's id begins.
+pub fn show(store: &Store, prefix: &str, all: bool) -> Result<String> {
+    let run = store.find_run(prefix)?;
+    let mut out = format!("run {}: {}\n", run.run_id, run.status);
+    if let Some(detail) = &run.status_detail {
+        out.push_str(&indented(detail));
+    }
+    out.push_str(&indented(&summary(store, &run)?));
+    for (title, table) in [
+        settings(store, &run, all)?,
+        ("last metrics", last_metrics(store, &run)?),
+        ("perplexity", perplexity(store, &run)?),
+        ("facts", facts(store, &run)?),
+        ("warnings", warnings(store, &run)?),
+        ("attempts", attempts(store, &run)?),
+        ("files", files(store, &run)?),
+    ] {
+        if !table.rows.is_empty() {
+            out.push_str(&format!("\n{title}\n{}", indented(&table.render(Format::Table))));
         }
-    };
-    let named = |columns: [&str; 2], values: BTreeMap<String, String>| {
-        let mut table = Table::new(&columns);
-        for (key, value) in values {
-            table.row(&[&key, &value]);
-        }
-        table
-    };
-    let configured = params(c, id)?.into_iter().filter(|(_, value)| value != "null").collect();
-    section("configuration", named(["key", "value"], configured));
-    section("facts: what the run met", named(["fact", "value"], facts(c, id)?));
-    section("last metrics", named(["metric", "value"], last_metrics(c, id)?));
-    let of_run = quoted(id);
-    let perplexity = query(
-        c,
-        &format!(
-            "SELECT x.method, x.context_length, x.windows, x.nll, x.perplexity FROM perplexity x JOIN runs r ON r.id = x.run
-             WHERE r.run_id = {of_run} AND x.step = (SELECT max(step) FROM perplexity WHERE run = r.id)
-             ORDER BY x.method, x.context_length"
-        ),
-    )?;
-    section("perplexity by context length", perplexity);
-    let log = query(
-        c,
-        &format!(
-            "SELECT e.kind, coalesce(json_extract(e.body, '$.message'), json_extract(e.body, '$.reason'),
-             json_extract(e.body, '$.error'), '') AS said FROM events_meta e JOIN runs r ON r.id = e.run
-             WHERE r.run_id = {of_run} ORDER BY e.seq"
-        ),
-    )?;
-    section("attempts, warnings, endings", log);
-    let files = query(
-        c,
-        &format!(
-            "SELECT a.kind, a.step, a.path, a.bytes FROM artifacts a JOIN runs r ON r.id = a.run
-             WHERE r.run_id = {of_run} ORDER BY a.seq"
-        ),
-    )?;
-    section("files", files);
+    }
+    Ok(out)
+}
+
+fn summary(store: &Store, run: &Run) -> Result<String> {
+    let mut text = String::new();
+    let mut line = |what: &str, value: String| text.push_str(&format!("{what:<13}{value}\n"));
+    for (sweep, point) in store.points_of_run(&run.run_id)? {
+        let (position, label, seed) = (point.position, point.label, point.seed);
+        line("sweep", format!("{sweep}, point {position}: {label}, seed {seed}"));
+    }
+    line("created", utc(store, run.created_at)?);
+    if run.attempt > 0 {
+        let (tokens, time) = (Tokens(run.tokens), format_seconds(run.seconds));
+        line("done", format!("{} steps, {tokens} tokens, {time}", run.step));
+    }
+    if let Some(loss) = run.last_loss {
+        let (loss, perplexity) = (table::rounded(loss), table::rounded(loss.exp()));
+        line("last loss", format!("{loss} (perplexity {perplexity})"));
+    }
+    if let (Some(allocated), Some(reserved)) = (run.peak_allocated, run.peak_reserved) {
+        let (allocated, reserved) = (Bytes(allocated), Bytes(reserved));
+        line("peak memory", format!("{allocated} allocated, {reserved} reserved"));
+    }
     Ok(text)
 }
 
-fn diff(c: &Connection, a: &str, b: &str) -> Result<Table> {
-    let mut table = Table::new(&["what", "key", a, b]);
-    let parts: [(&str, fn(&Connection, &str) -> Result<BTreeMap<String, String>>); 3] =
-        [("configuration", params), ("fact", facts), ("last metric", last_metrics)];
-    for (what, read) in parts {
-        let (of_a, of_b) = (read(c, a)?, read(c, b)?);
-        let keys: BTreeSet<&String> = of_a.keys().chain(of_b.keys()).collect();
-        for key in keys {
-            let (x, y) = (of_a.get(key), of_b.get(key));
-            if x != y {
-                let shown = |v: Option<&String>| v.map_or(Value::Null, |v| v.as_str().into());
-                table.values(vec![what.into(), key.as_str().into(), shown(x), shown(y)]);
-            }
+/// The settings that a person would have to write to get this run, or all of them.
+fn settings(store: &Store, run: &Run, all: bool) -> Result<(&'static str, Table)> {
+    // A configuration of another version may have keys that this one can't complete: then nothing is left out.
+    let defaults = if all { None } else { defaults(&run.config).ok() };
+    let title = match defaults {
+        Some(_) => "settings that are not defaults (--all shows the others)",
+        None => "settings",
+    };
+    let mut table = Table::new(&["key", "value"]);
+    for (key, value) in store.params(&run.run_id)? {
+        let default = defaults.as_ref().and_then(|defaults| defaults.get(&key));
+        let needed = NEEDED.iter().any(|needed| key.starts_with(needed)) && !value.is_null();
+        if needed || default != Some(&value) {
+            table.rows.push(vec![key.into(), cell(&value)]);
         }
     }
+    Ok((title, table))
+}
+
+/// Settings that have no default.
+const NEEDED: [&str; 6] = [
+    "model.path",
+    "model.config",
+    "data.corpus",
+    "train.sequence_length",
+    "train.total_tokens",
+    "train.learning_rate",
+];
+
+/// The configuration that has only what must be given from `config`, and the same optimizer and schedule, whose other
+/// defaults depend on them; by key path.
+fn defaults(config: &Value) -> Result<BTreeMap<String, Value>> {
+    let (model, train) = (&config["model"], &config["train"]);
+    let least = json!({
+        "model": { "path": model["path"], "config": model["config"] },
+        "tokenizer": config["tokenizer"],
+        "data": { "corpus": config["data"]["corpus"] },
+        "train": {
+            "sequence_length": train["sequence_length"],
+            "total_tokens": train["total_tokens"],
+            "learning_rate": train["learning_rate"],
+            "optimizer": { "type": train["optimizer"]["type"] },
+            "schedule": { "type": train["schedule"]["type"] },
+        },
+    });
+    let complete = RunConfig::from_written(&Written::from_json("defaults", &least))?;
+    let mut flat: BTreeMap<_, _> = complete.flatten().into_iter().collect();
+    // These were put in to get the others.
+    for (key, default) in [
+        ("tokenizer.path", Value::Null),
+        ("train.optimizer.type", serde_json::to_value(OptimizerType::default())?),
+        ("train.schedule.type", serde_json::to_value(ScheduleType::default())?),
+    ] {
+        flat.insert(key.into(), default);
+    }
+    if model["config"].is_null() {
+        flat.insert("model.config".into(), Value::Null);
+    }
+    Ok(flat)
+}
+
+fn last_metrics(store: &Store, run: &Run) -> Result<Table> {
+    let mut table = Table::new(&["key", "step", "value"]);
+    for (key, (step, value)) in store.last_metrics(&run.run_id)? {
+        table.rows.push(vec![key.into(), Cell::Integer(step as i64), Cell::Real(value)]);
+    }
     Ok(table)
+}
+
+fn perplexity(store: &Store, run: &Run) -> Result<Table> {
+    let mut table = Table::new(&[
+        "split",
+        "method",
+        "context",
+        "windows",
+        "tokens",
+        "nll",
+        "low",
+        "high",
+        "perplexity",
+    ]);
+    for row in store.perplexity(&run.run_id)? {
+        table.rows.push(vec![
+            row.split.into(),
+            row.method.name().into(),
+            Cell::Integer(row.context_length as i64),
+            Cell::Integer(row.windows as i64),
+            Cell::Integer(row.tokens as i64),
+            Cell::Real(row.nll),
+            Cell::Real(row.nll_low),
+            Cell::Real(row.nll_high),
+            Cell::Real(row.perplexity),
+        ]);
+    }
+    Ok(table)
+}
+
+fn facts(store: &Store, run: &Run) -> Result<Table> {
+    let mut table = Table::new(&["name", "value"]);
+    for (name, value) in store.facts(&run.run_id)? {
+        table.rows.push(vec![name.into(), cell(&value)]);
+    }
+    Ok(table)
+}
+
+fn warnings(store: &Store, run: &Run) -> Result<Table> {
+    let mut table = Table::new(&["time", "message"]);
+    for warning in store.warnings(&run.run_id)? {
+        table.rows.push(vec![utc(store, warning.time)?.into(), warning.message.into()]);
+    }
+    Ok(table)
+}
+
+fn attempts(store: &Store, run: &Run) -> Result<Table> {
+    let mut table =
+        Table::new(&["attempt", "started", "from step", "host", "device", "name", "code"]);
+    for event in store.events(&run.run_id, "started")? {
+        let EventKind::Started {
+            attempt,
+            resumed_from_step,
+            code_version,
+            git_commit,
+            git_dirty,
+            host,
+            device,
+            device_name,
+            ..
+        } = event.kind
+        else {
+            continue;
+        };
+        let commit: String = git_commit.unwrap_or_default().chars().take(8).collect();
+        let dirty = if git_dirty == Some(true) { " (changed)" } else { "" };
+        table.rows.push(vec![
+            Cell::Integer(attempt.into()),
+            utc(store, event.time)?.into(),
+            Cell::Integer(resumed_from_step as i64),
+            host.into(),
+            device.into(),
+            device_name.into(),
+            format!("{code_version} {commit}{dirty}").trim().into(),
+        ]);
+    }
+    Ok(table)
+}
+
+/// The files of the run's folder that are there, and what the run says it wrote.
+fn files(store: &Store, run: &Run) -> Result<Table> {
+    let paths = RunPaths::new(store.results().join(&run.folder));
+    let mut table = Table::new(&["path", "step", "size"]);
+    let fixed = [paths.config(), paths.identity(), paths.events(), paths.stdout(), paths.stderr()];
+    for path in fixed {
+        if let Ok(file) = std::fs::metadata(&path) {
+            let size = Bytes(file.len()).to_string();
+            table.rows.push(vec![path.display().to_string().into(), Cell::Null, size.into()]);
+        }
+    }
+    for artifact in store.artifacts(&run.run_id)? {
+        let path = paths.folder.join(&artifact.path);
+        let size = match path.exists() {
+            true => Bytes(artifact.bytes).to_string(),
+            false => format!("{}, removed since", Bytes(artifact.bytes)),
+        };
+        let step = Cell::Integer(artifact.step as i64);
+        table.rows.push(vec![path.display().to_string().into(), step, size.into()]);
+    }
+    Ok(table)
+}
+
+/// What tells two runs apart: settings and facts that differ, then all results side by side.
+///
+/// # Errors
+///
+/// When `a` or `b` is not how exactly one run's id begins.
+pub fn diff(store: &Store, a: &str, b: &str) -> Result<Table> {
+    let runs = [store.find_run(a)?, store.find_run(b)?];
+    let ids = runs.each_ref().map(|run| &run.run_id);
+    let mut table = Table::new(&["what", "key", &ids[0].0, &ids[1].0]);
+    let mut differing = |what: &str, [a, b]: [BTreeMap<String, Value>; 2]| {
+        for (key, values) in side_by_side(&a, &b) {
+            if values[0] != values[1] {
+                let [a, b] = values.map(|value| value.map_or(Cell::Null, cell));
+                table.rows.push(vec![what.into(), key.into(), a, b]);
+            }
+        }
+    };
+    differing("run", runs.each_ref().map(provenance));
+    differing("setting", [store.params(ids[0])?, store.params(ids[1])?]);
+    differing("fact", [store.facts(ids[0])?, store.facts(ids[1])?]);
+    let [a, b] = [results(store, &runs[0])?, results(store, &runs[1])?];
+    for (key, values) in side_by_side(&a, &b) {
+        let [a, b] = values.map(|value| value.cloned().unwrap_or(Cell::Null));
+        table.rows.push(vec!["result".into(), key.into(), a, b]);
+    }
+    Ok(table)
+}
+
+/// Every key of either map, with both values.
+fn side_by_side<'a, V>(
+    a: &'a BTreeMap<String, V>,
+    b: &'a BTreeMap<String, V>,
+) -> Vec<(&'a str, [Option<&'a V>; 2])> {
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter().map(|key| (key.as_str(), [a.get(key), b.get(key)])).collect()
+}
+
+/// How it stands, and what ran where.
+fn provenance(run: &Run) -> BTreeMap<String, Value> {
+    let known = json!({
+        "status": run.status.name(),
+        "status_detail": run.status_detail,
+        "code_version": run.code_version,
+        "git_commit": run.git_commit,
+        "git_dirty": run.git_dirty,
+        "host": run.host,
+        "device": run.device,
+        "device_name": run.device_name,
+        "driver": run.driver,
+        "libtorch": run.libtorch,
+        "threads": run.threads,
+    });
+    let Value::Object(map) = known else { unreachable!("an object was just written") };
+    map.into_iter().filter(|(_, value)| !value.is_null()).collect()
+}
+
+fn results(store: &Store, run: &Run) -> Result<BTreeMap<String, Cell>> {
+    let mut results: BTreeMap<String, Cell> = store
+        .last_metrics(&run.run_id)?
+        .into_iter()
+        .map(|(key, (_, value))| (key, Cell::Real(value)))
+        .collect();
+    for row in store.perplexity(&run.run_id)? {
+        // Padded, so that lengths sort as numbers.
+        let key =
+            format!("perplexity.{}.{} {:>7}", row.split, row.method.name(), row.context_length);
+        results.insert(key, Cell::Real(row.perplexity));
+    }
+    results.insert("steps".into(), Cell::Integer(run.step as i64));
+    results.insert("seconds".into(), Cell::Real(run.seconds));
+    // The highest of the run, not of its last step.
+    for (key, peak) in
+        [("peak_allocated", run.peak_allocated), ("peak_reserved", run.peak_reserved)]
+    {
+        results.insert(key.into(), peak.map_or(Cell::Null, |bytes| Cell::Integer(bytes as i64)));
+    }
+    Ok(results)
+}
+
+/// A value of JSON in a cell; what is not a scalar stays JSON.
+fn cell(value: &Value) -> Cell {
+    match value {
+        Value::Number(n) => match n.as_i64() {
+            Some(n) => Cell::Integer(n),
+            None => Cell::Real(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => text.as_str().into(),
+        other => other.to_string().into(),
+    }
+}
+
+/// Seconds since 1970 as `2026-01-31 08:15:00 UTC`.
+fn utc(store: &Store, seconds: f64) -> Result<String> {
+    let sql = "SELECT strftime('%Y-%m-%d %H:%M:%S UTC', ?1, 'unixepoch')";
+    Ok(store.connection().prepare_cached(sql)?.query_row([seconds], |row| row.get(0))?)
+}
+
+/// Each line two blanks further in; ends with a line break.
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
 }

@@ -1,92 +1,128 @@
-//! `fathom sql`: the store by query, read-only.
+//! `fathom sql`: a question to the store in its own language.
 
-use super::sweep::Places;
-use super::table::{Format, Table};
+use super::table::{self, Cell, Format, Table};
 use crate::store::Store;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use rusqlite::Connection;
+use fathom_spec::config::nearest;
 use rusqlite::types::ValueRef;
-use serde_json::Value;
-use std::io::{Read, Write};
+use rusqlite::{Params, Statement};
+use std::io::Read;
+use std::path::PathBuf;
 
-#[derive(Args)]
+/// Ask the store of results in SQL; it is opened for reading only.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without a query, lists the tables and views. The columns of one:
+  fathom sql \"SELECT name, type FROM pragma_table_info('v_runs')\"
+Beside SQLite's functions there are exp, ln, sqrt and pow.")]
 pub struct SqlArgs {
-    /// The query; `-` reads it from stdin. Without one, the tables and views are listed
-    query: Option<String>,
-    #[arg(long, default_value = "table")]
-    format: Format,
-    #[command(flatten)]
-    places: Places,
+    /// One SELECT; `-` reads it from standard input
+    pub query: Option<String>,
+    /// How to print the rows
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// The folder that fathom.db is in
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
 }
 
 /// Carries out `fathom sql`.
 ///
 /// # Errors
 ///
-/// When there is no store, or SQLite refuses the query: with its own words.
+/// When there is no store, the query is none that SQLite understands, or it would change something.
 pub fn run(args: SqlArgs) -> Result<()> {
-    let store = Store::open_read_only(&args.places.results)?;
     let table = match args.query.as_deref() {
-        None => list(store.connection())?,
-        Some("-") => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("stdin")?;
-            query(store.connection(), &text)?
+        None => {
+            // Only a store that is there is worth describing.
+            Store::open_read_only(&args.results)?;
+            contents()
         }
-        Some(text) => query(store.connection(), text)?,
+        Some("-") => {
+            let mut query = String::new();
+            std::io::stdin()
+                .read_to_string(&mut query)
+                .context("standard input: expected a query in UTF-8")?;
+            answer(&Store::open_read_only(&args.results)?, &query)?
+        }
+        Some(query) => answer(&Store::open_read_only(&args.results)?, query)?,
     };
-    std::io::stdout().write_all(table.render(args.format).as_bytes())?;
-    Ok(())
+    table::print(&table.render(args.format))
 }
 
-/// The rows of a query.
+/// The tables and views with what they hold.
+fn contents() -> Table {
+    let mut table = Table::new(&["name", "kind", "holds"]);
+    let mut entries = Store::schema();
+    // Views are for people: they come first.
+    entries.sort_by_key(|(_, kind, _)| *kind != "view");
+    table.rows = entries
+        .into_iter()
+        .map(|(name, kind, comment)| vec![name.into(), kind.into(), comment.into()])
+        .collect();
+    table
+}
+
+/// Asks one query and collects its rows.
 ///
 /// # Errors
 ///
-/// When SQLite refuses it: a mistake in it, or an attempt to write.
-pub fn query(connection: &Connection, text: &str) -> Result<Table> {
-    let mut statement = connection.prepare(text).map_err(refused)?;
+/// When it is not one query, not understood, or not only reading.
+pub fn answer(store: &Store, query: &str) -> Result<Table> {
+    let mut statement = store.connection().prepare(query).map_err(explain)?;
     if !statement.readonly() {
-        bail!("sql: expected a query that only reads, found one that writes");
+        bail!(
+            "query: expected one that only reads, found one that writes\n  help: the store is an index of the runs' logs; `fathom runs rebuild` makes it anew from them"
+        );
     }
-    let columns: Vec<String> = statement.column_names().map(str::to_string).collect();
-    let mut table = Table::new(&columns);
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next().map_err(refused)? {
-        let cells =
-            (0..columns.len()).map(|i| row.get_ref(i).map(value)).collect::<Result<_, _>>()?;
-        table.values(cells);
-    }
-    Ok(table)
+    collect(&mut statement, [])
 }
 
-fn refused(error: rusqlite::Error) -> anyhow::Error {
-    anyhow::anyhow!("sql: {error}\n  help: `fathom sql` without a query lists the tables and views")
+/// The rows of a statement.
+pub(super) fn collect(statement: &mut Statement, values: impl Params) -> Result<Table> {
+    let columns: Vec<String> = statement.column_names().map(ToString::to_string).collect();
+    let mut rows = statement.query(values).map_err(explain)?;
+    let mut cells = Vec::new();
+    while let Some(row) = rows.next().map_err(explain)? {
+        let values = (0..columns.len()).map(|i| Ok(cell(row.get_ref(i)?)));
+        cells.push(values.collect::<Result<Vec<_>>>()?);
+    }
+    Ok(Table { columns, rows: cells })
 }
 
-fn value(cell: ValueRef<'_>) -> Value {
-    match cell {
-        ValueRef::Null => Value::Null,
-        ValueRef::Integer(n) => n.into(),
-        ValueRef::Real(x) => {
-            serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Value::Number)
+fn cell(value: ValueRef) -> Cell {
+    match value {
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(n) => Cell::Integer(n),
+        ValueRef::Real(x) => Cell::Real(x),
+        ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
+        // As SQLite writes them.
+        ValueRef::Blob(bytes) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            Cell::Text(format!("x'{digits}'"))
         }
-        ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
-        ValueRef::Blob(bytes) => format!("{} bytes", bytes.len()).into(),
     }
 }
 
-/// Tables and views with their columns.
-fn list(connection: &Connection) -> Result<Table> {
-    let mut table = Table::new(&["name", "kind", "columns"]);
-    let mut statement = connection.prepare(
-        "SELECT m.name, m.type, (SELECT group_concat(name, ' ') FROM pragma_table_info(m.name))
-         FROM sqlite_master m WHERE m.type IN ('table', 'view') AND m.name NOT LIKE 'sqlite_%' ORDER BY m.type DESC, m.name",
-    )?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        table.values((0..3).map(|i| row.get_ref(i).map(value)).collect::<Result<_, _>>()?);
-    }
-    Ok(table)
+/// SQLite's message, with the place in the query where it knows one, and the nearest name for a table that is not there.
+fn explain(error: rusqlite::Error) -> anyhow::Error {
+    let (message, place) = match error {
+        rusqlite::Error::SqlInputError { msg, sql, offset, .. } => {
+            let before = usize::try_from(offset).ok().and_then(|offset| sql.get(..offset));
+            (msg, before.map(|text| format!(", character {}", text.chars().count() + 1)))
+        }
+        rusqlite::Error::SqliteFailure(_, Some(message)) => (message, None),
+        rusqlite::Error::MultipleStatement => ("expected one, found several".into(), None),
+        rusqlite::Error::Empty => ("expected SQL, found nothing".into(), None),
+        other => (other.to_string(), None),
+    };
+    let help = message.strip_prefix("no such table: ").map(|name| {
+        let names = Store::schema().into_iter().map(|(known, _, _)| known);
+        match nearest(name, names) {
+            Some(near) => format!("\n  help: did you mean `{near}`?"),
+            None => "\n  help: `fathom sql` lists the tables and views".into(),
+        }
+    });
+    anyhow!("query{}: {message}{}", place.unwrap_or_default(), help.unwrap_or_default())
 }

@@ -2,12 +2,12 @@
 
 use super::exit;
 use super::progress::Progress;
-use super::table::{Format, Table};
+use super::table::{Cell, Format, Table};
 use crate::report::write_report;
 use crate::run::find_worker;
-use crate::store::Store;
+use crate::store::{Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{Driver, Summary, identify};
+use crate::sweep::drive::{Driver, Ended, Summary, identify};
 use crate::sweep::plan::Plan;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -124,7 +124,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                 let run_id = points[0].run_id();
                 let status =
                     store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
-                (run_id, status.map_or("missing".to_string(), |s| s.status))
+                (run_id.0, status.map_or("missing".to_string(), |status| status.to_string()))
             }
             Err(error) => {
                 unknown.get_or_insert_with(|| format!("{error:#}"));
@@ -132,13 +132,13 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             }
         };
         let tokens = point.config.train.total_tokens.to_string();
-        table.row(&[
-            &index.to_string(),
-            &point.label,
-            &point.seed.to_string(),
-            &tokens,
-            &run_id,
-            &status,
+        table.rows.push(vec![
+            Cell::Integer(index as i64),
+            point.label.clone().into(),
+            Cell::Integer(point.seed as i64),
+            tokens.into(),
+            run_id.into(),
+            status.into(),
         ]);
     }
     print!("{}", table.render(args.format));
@@ -193,8 +193,8 @@ pub fn code(summary: &Summary) -> u8 {
 /// Prints how many runs ended how, and every one that has no result.
 pub fn print_summary(summary: &Summary) {
     let mut counts = std::collections::BTreeMap::<&str, usize>::new();
-    for (_, _, _, status, _) in &summary.ended {
-        *counts.entry(status).or_default() += 1;
+    for run in &summary.ended {
+        *counts.entry(run.status.name()).or_default() += 1;
     }
     let mut parts: Vec<String> =
         counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
@@ -205,8 +205,8 @@ pub fn print_summary(summary: &Summary) {
         parts.push(format!("{} run by another process", summary.elsewhere));
     }
     println!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
-    for (label, seed, run_id, status, detail) in &summary.ended {
-        if status != "finished" {
+    for Ended { label, seed, run_id, status, detail } in &summary.ended {
+        if *status != Status::Finished {
             let detail = detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
             println!("  {label}, seed {seed} ({run_id}): {status}{detail}");
         }

@@ -4,7 +4,7 @@ use super::exit;
 use super::progress::Progress;
 use super::sweep::{Places, Settings, code, print_summary, template_folders, watch_interrupts};
 use crate::run::{find_worker, write_whole};
-use crate::store::Store;
+use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{Driver, Identified, identify, last_checkpoint};
 use crate::sweep::plan::Point;
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use fathom_spec::config::RunConfig;
 use fathom_spec::config::written;
+use fathom_spec::record::RunPaths;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,11 +61,12 @@ pub fn run(args: TrainArgs) -> Result<u8> {
     let summary = driver.single(point.clone())?;
     print_summary(&summary);
     let run_id = point.run_id();
-    println!("run: {}", store.paths(&run_id).folder.display());
-    let finished = store.status(&run_id)?.is_some_and(|status| status.status == "finished");
+    let paths = RunPaths::in_results(&args.places.results, &run_id);
+    println!("run: {}", paths.folder.display());
+    let finished = store.status(&run_id)? == Some(Status::Finished);
     match &args.export {
         Some(target) if finished => {
-            export(&store, &point, target)?;
+            export(&paths, &point, target)?;
             println!("model: {}", target.display());
         }
         Some(target) if code(&summary) == exit::OK => {
@@ -76,9 +78,9 @@ pub fn run(args: TrainArgs) -> Result<u8> {
 }
 
 /// Copies the last checkpoint's model to `target`, whole or not at all; one that is there already is left.
-fn export(store: &Store, point: &Identified, target: &Path) -> Result<()> {
-    let run_id = point.run_id();
-    let checkpoint = last_checkpoint(&store.paths(&run_id))?;
+fn export(paths: &RunPaths, point: &Identified, target: &Path) -> Result<()> {
+    let run_id = point.run_id().0;
+    let checkpoint = last_checkpoint(paths)?;
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let origin = json!({ "run": run_id, "checkpoint": name });
     let there = fs::read(target.join(ORIGIN_FILE)).ok();

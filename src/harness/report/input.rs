@@ -254,7 +254,12 @@ fn read_run(store: &Connection, run_id: &str) -> Result<Option<Run>> {
     {
         match kind.as_str() {
             "warning" => run.warnings.extend(body["message"].as_str().map(str::to_string)),
-            "out_of_memory" => run.total_bytes = body["total"].as_i64(),
+            "out_of_memory" => {
+                run.total_bytes = body["total"].as_i64();
+                // What was held when more was refused: the last step's own peak was never logged.
+                let held = run.total_bytes.zip(run.free_bytes).map(|(total, free)| total - free);
+                run.peak_allocated = run.peak_allocated.max(held);
+            }
             _ => {}
         }
     }

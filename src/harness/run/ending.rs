@@ -1,72 +1,34 @@
-//! How a run ended: by its own last event, or else by what the kernel says of the process.
+//! The supervisor's verdict on a worker that did not log an ending of its own: by what the kernel says of the process.
 
-use fathom_spec::record::{Event, EventKind, RunPaths};
+use crate::store::Status;
+use fathom_spec::record::RunPaths;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// An ending, with the words of the store's `status` and `status_detail`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    pub status: String,
-    pub detail: Option<String>,
-    /// Whether the event log has it; else the supervisor has to record it.
-    pub logged: bool,
-}
-
-impl Ending {
-    /// Whether the run is done for good: such runs are not run again.
-    pub fn is_result(status: &str) -> bool {
-        matches!(status, "finished" | "out_of_memory" | "diverged")
-    }
-}
-
-/// The ending of a worker that exited with `exit` after logging `last` last.
-pub fn classify(last: Option<&Event>, exit: ExitStatus, paths: &RunPaths) -> Ending {
-    if let Some(ending) = last.and_then(|event| of_event(&event.kind)) {
-        return ending;
-    }
+/// How a run stands whose worker exited with `exit` and logged no ending, and why.
+pub fn verdict(exit: ExitStatus, paths: &RunPaths) -> (Status, String) {
     let stderr = std::fs::read(paths.stderr()).unwrap_or_default();
     let stderr = String::from_utf8_lossy(&stderr);
-    let by_supervisor = |status: &str, detail: String| Ending {
-        status: status.to_string(),
-        detail: Some(detail),
-        logged: false,
-    };
     if let Some(signal) = exit.signal() {
         // Rust and C++ abort when a small allocation of their own fails.
         if signal == libc::SIGABRT
             && (stderr.contains("memory allocation of") || stderr.contains("bad_alloc"))
         {
-            return by_supervisor("out_of_memory", last_lines(&stderr, 1));
+            return (Status::OutOfMemory, last_lines(&stderr, 1));
         }
         let name = nix::sys::signal::Signal::try_from(signal).map_or("signal", |s| s.as_str());
-        let hint = if signal == libc::SIGKILL {
-            " (the kernel's out-of-memory killer does this too)"
-        } else {
-            ""
+        let hint = match signal {
+            libc::SIGKILL => " (the kernel's out-of-memory killer does this too)",
+            _ => "",
         };
-        return by_supervisor("killed", format!("{name}{hint}"));
+        return (Status::Killed, format!("{name}{hint}"));
     }
     let code = exit.code().unwrap_or(-1);
-    let said = last_lines(&stderr, 5);
-    let said = if said.is_empty() { "nothing on stderr".to_string() } else { said };
-    by_supervisor(
-        "failed",
-        format!("the worker exited with code {code} and wrote no ending: {said}"),
-    )
-}
-
-/// The ending that an event is.
-pub fn of_event(kind: &EventKind) -> Option<Ending> {
-    let detail = match kind {
-        EventKind::Finished { .. } => None,
-        EventKind::Stopped { reason, .. } => Some(reason.clone()),
-        EventKind::OutOfMemory { message, phase, .. } => Some(format!("in {phase}: {message}")),
-        EventKind::Diverged { step, reason, .. } => Some(format!("at step {step}: {reason}")),
-        EventKind::Failed { error } => Some(error.clone()),
-        _ => return None,
+    let said = match last_lines(&stderr, 5) {
+        said if said.is_empty() => "nothing on stderr".to_string(),
+        said => said,
     };
-    Some(Ending { status: kind.ending()?.to_string(), detail, logged: true })
+    (Status::Failed, format!("the worker exited with code {code} and wrote no ending: {said}"))
 }
 
 fn last_lines(text: &str, count: usize) -> String {

@@ -4,9 +4,9 @@
 
 mod ending;
 
-pub use ending::{Ending, classify, of_event};
+pub use ending::verdict;
 
-use crate::sweep::Identity;
+use crate::store::SavedIdentity;
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{Event, RunPaths, read_events};
@@ -42,17 +42,17 @@ pub fn find_worker() -> Result<PathBuf> {
     )
 }
 
-/// Writes a run's folder: its complete configuration and its identity. An existing one is left as it is.
+/// Writes a run's folder: its identity and its complete configuration.
 ///
 /// # Errors
 ///
-/// When a file can't be written, or the folder belongs to another configuration.
-pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &Identity) -> Result<()> {
+/// When a file can't be written.
+pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -> Result<()> {
     fs::create_dir_all(paths.control())
         .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
-    // The configuration is written last: a folder that has one is complete.
+    // When the run was first planned stays what it was.
     if !paths.identity().exists() {
-        write_whole(&paths.identity(), &serde_json::to_vec_pretty(identity)?)?;
+        identity.write(paths)?;
     }
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.
     write_whole(&paths.config(), config.to_yaml().as_bytes())

@@ -1,107 +1,108 @@
-//! Events into tables: every kind has its place, and the position in the log is kept in the same transaction.
+//! From event logs to rows: every kind of event has one place in the schema.
+//!
+//! The events are read before the transaction begins and applied inside it; the run's row is held in memory meanwhile and
+//! written back with `log_offset` and `last_seq` in the same commit. An event whose `seq` is in the store already is
+//! passed over, so reading a stretch of a log twice changes nothing.
 
-use super::Store;
-use anyhow::{Context, Result, ensure};
-use fathom_spec::record::{Event, EventKind, read_events};
-use rusqlite::{Transaction, params};
+use super::{Run, Status, Store};
+use anyhow::{Context, Result, anyhow};
+use fathom_spec::record::{Event, EventKind, RunId, RunPaths, read_events};
+use fathom_spec::units::Bytes;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
 use std::collections::HashMap;
+use std::path::Path;
+
+/// What one look at a log brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ingested {
+    /// Events that are new in the store.
+    pub events: u64,
+    /// How the run stands now.
+    pub status: Status,
+}
 
 impl Store {
-    /// Takes in what has come to a run's log since the last time, and says how many events that was.
+    /// Brings in the whole lines that a run's event log has gained. Cheap when there are none: no lock is taken.
+    ///
+    /// A log that is shorter than what was read of it is another log (the folder was made anew): the run starts over.
     ///
     /// # Errors
     ///
-    /// When the store does not know the run, the log is damaged, or the database refuses; nothing is taken in then.
-    pub fn ingest_run(&mut self, run_id: &str) -> Result<usize> {
-        let events = self.paths(run_id).events();
-        let transaction = self.connection.transaction()?;
-        let (run, offset, last_seq): (i64, i64, i64) = transaction
-            .query_row(
-                "SELECT id, log_offset, last_seq FROM runs WHERE run_id = ?1",
-                [run_id],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-            )
-            .with_context(|| format!("run {run_id}: expected a run that the store knows"))?;
-        if !events.exists() {
-            return Ok(0);
+    /// When the store has no such run, the log has a line that is no event, or the database can't be written; what was
+    /// there before is untouched then.
+    pub fn ingest_run(&mut self, run_id: &RunId) -> Result<Ingested> {
+        let log = RunPaths::in_results(&self.results, run_id).events();
+        let run = self.known_run(run_id)?;
+        let length = std::fs::metadata(&log).map_or(0, |file| file.len());
+        if length == run.log_offset {
+            return Ok(Ingested { events: 0, status: run.status });
         }
-        let length = std::fs::metadata(&events)?.len();
-        ensure!(
-            length >= offset as u64,
-            "{}: expected at least the {offset} bytes that were read before, found {length}",
-            events.display()
-        );
-        let (events, whole) = read_events(&events, offset as u64)?;
-        let mut ingest = Ingest { transaction: &transaction, run, keys: HashMap::new() };
-        let mut taken = 0;
-        let mut last = last_seq;
-        for event in events.iter().filter(|event| event.seq as i64 > last_seq) {
-            ingest.event(event)?;
-            last = last.max(event.seq as i64);
-            taken += 1;
-        }
-        transaction.execute(
-            "UPDATE runs SET log_offset = ?2, last_seq = ?3 WHERE id = ?1",
-            params![run, whole as i64, last],
-        )?;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let ingested = ingest(&transaction, run_id, &log)?;
         transaction.commit()?;
-        Ok(taken)
+        Ok(ingested)
     }
 }
 
-struct Ingest<'a> {
-    transaction: &'a Transaction<'a>,
+/// As [`Store::ingest_run`], inside the caller's transaction.
+pub(super) fn ingest(connection: &Connection, run_id: &RunId, log: &Path) -> Result<Ingested> {
+    let mut run = Run::load(connection, run_id)?
+        .ok_or_else(|| anyhow!("run {run_id}: expected a run of the store, found none"))?;
+    let length = std::fs::metadata(log).map_or(0, |file| file.len());
+    let mut writer = Writer::new(connection, run.id)?;
+    if length < run.log_offset {
+        writer.forget()?;
+        run = run.planned();
+    }
+    let (events, end) = match length {
+        0 => (Vec::new(), run.log_offset),
+        _ => read_events(log, run.log_offset)?,
+    };
+    let mut new = 0;
+    for event in &events {
+        if (event.seq as i64) <= run.last_seq {
+            continue;
+        }
+        writer
+            .apply(event, &mut run)
+            .with_context(|| format!("run {run_id}: event {} can't be recorded", event.seq))?;
+        run.last_seq = event.seq as i64;
+        new += 1;
+    }
+    run.log_offset = end;
+    run.save(connection)?;
+    Ok(Ingested { events: new, status: run.status })
+}
+
+/// The statements that one run's events need, prepared once.
+struct Writer<'c> {
+    connection: &'c Connection,
     run: i64,
-    /// Ids of metric keys.
     keys: HashMap<String, i64>,
+    metric: CachedStatement<'c>,
 }
 
-impl Ingest<'_> {
-    fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize> {
-        Ok(self.transaction.prepare_cached(sql)?.execute(values)?)
+impl<'c> Writer<'c> {
+    fn new(connection: &'c Connection, run: i64) -> Result<Writer<'c>> {
+        let mut statement = connection.prepare_cached("SELECT key, id FROM metric_keys")?;
+        let keys = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let metric = connection.prepare_cached(
+            "INSERT INTO metrics (run, key, step, value) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET value = excluded.value",
+        )?;
+        Ok(Writer { connection, run, keys: keys.collect::<Result<_, _>>()?, metric })
     }
 
-    fn event(&mut self, event: &Event) -> Result<()> {
-        let run = self.run;
+    /// Puts one event where it belongs: into its table, and what it says of the run into `run`.
+    fn apply(&mut self, event: &Event, run: &mut Run) -> Result<()> {
+        if !matches!(event.kind, EventKind::Started { .. }) {
+            run.seconds = run.earlier_seconds + event.elapsed_seconds;
+        }
         match &event.kind {
-            EventKind::Started {
-                attempt,
-                resumed_from_step,
-                code_version,
-                git_commit,
-                git_dirty,
-                host,
-                device,
-                device_name,
-                driver,
-                libtorch,
-                threads,
-                environment,
-                ..
-            } => {
-                self.execute(
-                    "UPDATE runs SET status = 'running', status_detail = NULL, attempt = ?2, started_at = ?3, ended_at = NULL,
-                     step = ?4, code_version = ?5, git_commit = ?6, git_dirty = ?7, host = ?8, device = ?9, device_name = ?10,
-                     driver = ?11, libtorch = ?12, threads = ?13, environment = ?14, asked_bytes = NULL, free_bytes = NULL
-                     WHERE id = ?1",
-                    params![
-                        run, attempt, event.time, *resumed_from_step as i64, code_version, git_commit, git_dirty, host,
-                        device, device_name, driver, libtorch, *threads as i64, serde_json::to_string(environment)?
-                    ],
-                )?;
-                // Steps that the earlier attempt did past its checkpoint will be done again.
-                for table in ["metrics", "perplexity", "position_nll", "memory"] {
-                    let sql = format!("DELETE FROM {table} WHERE run = ?1 AND step > ?2");
-                    self.execute(&sql, params![run, *resumed_from_step as i64])?;
-                }
-                self.meta(event)?;
-            }
-            EventKind::Fact { name, value } => {
-                self.execute(
-                    "INSERT INTO facts (run, name, value) VALUES (?1, ?2, ?3)
-                     ON CONFLICT (run, name) DO UPDATE SET value = excluded.value",
-                    params![run, name, value.to_string()],
-                )?;
+            EventKind::Started { .. } => {
+                self.started(event, run)?;
+                self.meta(event, "started")
             }
             EventKind::Step {
                 step,
@@ -114,6 +115,10 @@ impl Ingest<'_> {
                 peak_allocated,
                 peak_reserved,
             } => {
+                run.step = *step;
+                run.tokens = *tokens;
+                run.last_loss = number(*loss);
+                run.raise_peaks(*peak_allocated, *peak_reserved);
                 for (key, value) in [
                     ("loss", *loss),
                     ("learning_rate", *learning_rate),
@@ -126,15 +131,10 @@ impl Ingest<'_> {
                 ] {
                     self.metric(key, *step, value)?;
                 }
-                self.execute(
-                    "UPDATE runs SET step = ?2, tokens = ?3, last_loss = ?4,
-                     peak_allocated = max(coalesce(peak_allocated, 0), ?5), peak_reserved = max(coalesce(peak_reserved, 0), ?6)
-                     WHERE id = ?1",
-                    params![run, *step as i64, *tokens as i64, loss, *peak_allocated as i64, *peak_reserved as i64],
-                )?;
+                Ok(())
             }
-            EventKind::Eval { step, split, loss, .. } => {
-                self.metric(&format!("eval_loss.{split}"), *step, *loss)?
+            EventKind::Eval { step, split, loss, tokens: _ } => {
+                self.metric(&format!("eval_loss.{split}"), *step, *loss)
             }
             EventKind::Perplexity {
                 step,
@@ -148,115 +148,202 @@ impl Ingest<'_> {
                 nll_low,
                 nll_high,
                 window_nll,
-            } => {
-                self.execute(
-                    "INSERT OR REPLACE INTO perplexity (run, step, split, method, context_length, windows, tokens, nll,
-                     perplexity, nll_low, nll_high, window_nll) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                    params![
-                        run, *step as i64, split, method.name(), *context_length as i64, *windows as i64, *tokens as i64,
-                        nll, perplexity, nll_low, nll_high, serde_json::to_string(window_nll)?
-                    ],
-                )?;
-            }
-            EventKind::PositionNll { step, split, start, end, tokens, nll } => {
-                self.execute(
-                    "INSERT OR REPLACE INTO position_nll (run, step, split, start, \"end\", tokens, nll)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    params![run, *step as i64, split, *start as i64, *end as i64, *tokens as i64, nll],
-                )?;
-            }
-            EventKind::Memory {
-                step,
-                phase,
-                allocated,
-                reserved,
-                peak_allocated,
-                peak_reserved,
-            } => {
+            } => self.execute(
+                "INSERT OR REPLACE INTO perplexity (run, step, split, method, context_length, windows, tokens, nll,
+                   perplexity, nll_low, nll_high, window_nll)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                params![
+                    self.run,
+                    step,
+                    split,
+                    method.name(),
+                    context_length,
+                    windows,
+                    tokens,
+                    nll,
+                    perplexity,
+                    nll_low,
+                    nll_high,
+                    super::query::numbers_to_json(window_nll)
+                ],
+            ),
+            EventKind::PositionNll { step, split, start, end, tokens, nll } => self.execute(
+                "INSERT OR REPLACE INTO position_nll (run, step, split, start, \"end\", tokens, nll)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![self.run, step, split, start, end, tokens, nll],
+            ),
+            EventKind::Memory { step, phase, allocated, reserved, peak_allocated, peak_reserved } => {
+                run.raise_peaks(*peak_allocated, *peak_reserved);
                 self.execute(
                     "INSERT OR REPLACE INTO memory (run, step, phase, allocated, reserved, peak_allocated, peak_reserved)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    params![
-                        run, *step as i64, phase, *allocated as i64, *reserved as i64, *peak_allocated as i64,
-                        *peak_reserved as i64
-                    ],
-                )?;
-                self.execute(
-                    "UPDATE runs SET peak_allocated = max(coalesce(peak_allocated, 0), ?2),
-                     peak_reserved = max(coalesce(peak_reserved, 0), ?3) WHERE id = ?1",
-                    params![run, *peak_allocated as i64, *peak_reserved as i64],
-                )?;
+                    params![self.run, step, phase, allocated, reserved, peak_allocated, peak_reserved],
+                )
             }
-            EventKind::Sample { step, prompt, text } => {
-                self.execute(
-                    "INSERT OR REPLACE INTO samples (run, seq, step, prompt, text) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![run, event.seq as i64, *step as i64, prompt, text],
-                )?;
+            EventKind::Sample { step, prompt, text } => self.execute(
+                "INSERT OR REPLACE INTO samples (run, seq, step, prompt, text) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![self.run, event.seq, step, prompt, text],
+            ),
+            EventKind::Fact { name, value } => self.execute(
+                "INSERT OR REPLACE INTO facts (run, name, value) VALUES (?1, ?2, ?3)",
+                params![self.run, name, value.to_string()],
+            ),
+            EventKind::Checkpoint { step, path, bytes } => self.execute(
+                "INSERT OR REPLACE INTO artifacts (run, seq, kind, step, path, bytes)
+                 VALUES (?1, ?2, 'checkpoint', ?3, ?4, ?5)",
+                params![self.run, event.seq, step, path, bytes],
+            ),
+            EventKind::Heartbeat { .. } => Ok(()),
+            EventKind::Warning { .. } => self.meta(event, "warning"),
+            EventKind::Control { .. } => self.meta(event, "control"),
+            EventKind::Finished { step, tokens, .. } => {
+                run.step = *step;
+                run.tokens = *tokens;
+                self.ended(event, run, Status::Finished, None)
             }
-            EventKind::Checkpoint { step, path, bytes } => {
-                self.execute(
-                    "INSERT OR REPLACE INTO artifacts (run, seq, kind, step, path, bytes)
-                     VALUES (?1, ?2, 'checkpoint', ?3, ?4, ?5)",
-                    params![run, event.seq as i64, *step as i64, path, *bytes as i64],
-                )?;
+            EventKind::Stopped { reason, .. } => {
+                self.ended(event, run, Status::Stopped, Some(reason.clone()))
             }
-            EventKind::Heartbeat { .. } => {}
-            EventKind::Warning { .. } | EventKind::Control { .. } => self.meta(event)?,
-            EventKind::Finished { .. }
-            | EventKind::Stopped { .. }
-            | EventKind::OutOfMemory { .. }
-            | EventKind::Diverged { .. }
-            | EventKind::Failed { .. } => self.ending(event)?,
+            EventKind::OutOfMemory { step, phase, asked, free, total, message } => {
+                run.asked_bytes = *asked;
+                run.free_bytes = *free;
+                let quantities = [("asked for", asked), ("free", free), ("in all", total)];
+                let known: Vec<_> = quantities
+                    .iter()
+                    .filter_map(|(what, bytes)| bytes.map(|n| format!("{what} {}", Bytes(n))))
+                    .collect();
+                let what = if known.is_empty() { message.clone() } else { known.join(", ") };
+                let detail = format!("{phase} of step {step}: {what}");
+                self.ended(event, run, Status::OutOfMemory, Some(detail))
+            }
+            EventKind::Diverged { step, loss, reason } => {
+                let detail = format!("step {step}: loss {loss}: {reason}");
+                self.ended(event, run, Status::Diverged, Some(detail))
+            }
+            EventKind::Failed { error } => {
+                self.ended(event, run, Status::Failed, Some(error.clone()))
+            }
         }
+    }
+
+    /// A new attempt. What an earlier one did beyond the checkpoint that this one resumes from is undone: a tail of steps
+    /// that this attempt never reaches must not look like its own.
+    fn started(&mut self, event: &Event, run: &mut Run) -> Result<()> {
+        let EventKind::Started {
+            attempt,
+            resumed_from_step,
+            pid: _,
+            code_version,
+            git_commit,
+            git_dirty,
+            host,
+            device,
+            device_name,
+            driver,
+            libtorch,
+            threads,
+            seed: _,
+            environment,
+        } = &event.kind
+        else {
+            unreachable!("only called for the start of an attempt")
+        };
+        self.cut_after(*resumed_from_step)?;
+        run.step = *resumed_from_step;
+        run.tokens = self.value_at("tokens", run.step)?.map_or(0, |tokens| tokens as u64);
+        run.last_loss = self.value_at("loss", run.step)?;
+        run.earlier_seconds = run.seconds;
+        run.seconds = run.earlier_seconds + event.elapsed_seconds;
+        run.status = Status::Running;
+        run.status_detail = None;
+        run.attempt = *attempt;
+        run.started_at = Some(event.time);
+        run.ended_at = None;
+        run.asked_bytes = None;
+        run.free_bytes = None;
+        run.code_version = Some(code_version.clone());
+        run.git_commit = git_commit.clone();
+        run.git_dirty = *git_dirty;
+        run.host = Some(host.clone());
+        run.device = Some(device.clone());
+        run.device_name = Some(device_name.clone());
+        run.driver = driver.clone();
+        run.libtorch = Some(libtorch.clone());
+        run.threads = Some(*threads as u64);
+        run.environment = Some(environment.clone());
         Ok(())
     }
 
-    fn ending(&self, event: &Event) -> Result<()> {
-        let ending = crate::run::of_event(&event.kind).context("an ending")?;
-        let (asked, free) = match &event.kind {
-            EventKind::OutOfMemory { asked, free, .. } => {
-                (asked.map(|n| n as i64), free.map(|n| n as i64))
-            }
-            _ => (None, None),
-        };
-        self.execute(
-            "UPDATE runs SET status = ?2, status_detail = ?3, ended_at = ?4, seconds = seconds + ?5, asked_bytes = ?6,
-             free_bytes = ?7 WHERE id = ?1",
-            params![self.run, ending.status, ending.detail, event.time, event.elapsed_seconds, asked, free],
-        )?;
-        self.meta(event)
+    fn ended(
+        &self,
+        event: &Event,
+        run: &mut Run,
+        status: Status,
+        detail: Option<String>,
+    ) -> Result<()> {
+        run.status = status;
+        run.status_detail = detail;
+        run.ended_at = Some(event.time);
+        self.meta(event, status.name())
     }
 
     fn metric(&mut self, key: &str, step: u64, value: f64) -> Result<()> {
         let id = match self.keys.get(key) {
             Some(id) => *id,
             None => {
-                self.execute(
-                    "INSERT INTO metric_keys (key) VALUES (?1) ON CONFLICT (key) DO NOTHING",
-                    [key],
-                )?;
-                let mut statement =
-                    self.transaction.prepare_cached("SELECT id FROM metric_keys WHERE key = ?1")?;
-                let id = statement.query_row([key], |row| row.get(0))?;
+                self.connection.execute("INSERT INTO metric_keys (key) VALUES (?1)", [key])?;
+                let id = self.connection.last_insert_rowid();
                 self.keys.insert(key.to_string(), id);
                 id
             }
         };
-        // SQLite stores a bound NaN as NULL.
-        self.execute(
-            "INSERT OR REPLACE INTO metrics (run, key, step, value) VALUES (?1, ?2, ?3, ?4)",
-            params![self.run, id, step as i64, value],
-        )?;
+        // SQLite stores a NaN as NULL by itself.
+        self.metric.execute(params![self.run, id, step, value])?;
         Ok(())
     }
 
-    fn meta(&self, event: &Event) -> Result<()> {
-        let body = serde_json::to_value(event)?;
-        let kind = body["kind"].as_str().unwrap_or_default().to_string();
+    fn value_at(&self, key: &str, step: u64) -> Result<Option<f64>> {
+        let sql = "SELECT m.value FROM metrics m JOIN metric_keys k ON k.id = m.key WHERE m.run = ?1 AND k.key = ?2 AND m.step = ?3";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        Ok(statement
+            .query_row(params![self.run, key, step], |row| row.get(0))
+            .optional()?
+            .flatten())
+    }
+
+    fn meta(&self, event: &Event, kind: &str) -> Result<()> {
         self.execute(
             "INSERT OR REPLACE INTO events_meta (run, seq, time, kind, body) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![self.run, event.seq as i64, event.time, kind, body.to_string()],
-        )?;
+            params![self.run, event.seq, event.time, kind, serde_json::to_string(event)?],
+        )
+    }
+
+    /// Removes what belongs to steps after `step`; all of it, facts included, when the run starts afresh.
+    fn cut_after(&self, step: u64) -> Result<()> {
+        for table in ["metrics", "perplexity", "position_nll", "memory", "samples", "artifacts"] {
+            // Step 0 is before the first: a fresh start measures it again.
+            let sql = format!("DELETE FROM {table} WHERE run = ?1 AND (step > ?2 OR ?2 = 0)");
+            self.execute(&sql, params![self.run, step])?;
+        }
+        if step == 0 {
+            self.execute("DELETE FROM facts WHERE run = ?1", [self.run])?;
+        }
         Ok(())
     }
+
+    /// Removes everything that events brought.
+    fn forget(&self) -> Result<()> {
+        self.cut_after(0)?;
+        self.execute("DELETE FROM events_meta WHERE run = ?1", [self.run])
+    }
+
+    fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<()> {
+        self.connection.prepare_cached(sql)?.execute(values)?;
+        Ok(())
+    }
+}
+
+/// `None` for NaN, as the store has it.
+fn number(x: f64) -> Option<f64> {
+    (!x.is_nan()).then_some(x)
 }

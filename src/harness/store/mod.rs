@@ -1,71 +1,113 @@
-//! The store: `results/fathom.db`, an index in SQLite of the runs' event logs.
+//! The store: `results/fathom.db`, an index in SQLite of what the runs' event logs say.
 //!
-//! One process writes, any number read. `schema.sql` is the public description of every table and view. Events are taken in
-//! with the position that they were read up to in one transaction, so that taking them in twice, or being killed half-way,
-//! changes nothing.
+//! One process writes, any number read. The logs are the truth: [`Store::ingest_run`] brings in what has been appended to a
+//! log since it last looked, and [`Store::rebuild`] reads all of them again. What was read and how far it was read are
+//! committed together, so a kill at any moment loses nothing and doubles nothing. The schema (`schema.sql`) is a public
+//! interface; [`Store::connection`] is there for any question that `query` has no method for.
 
 mod ingest;
+mod query;
+mod write;
 
-use anyhow::{Context, Result, bail, ensure};
-use fathom_spec::config::{Digests, RunConfig};
-use fathom_spec::record::RunPaths;
+pub use ingest::Ingested;
+pub use query::{
+    Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
+};
+pub use write::{PointRecord, Rebuilt, RunRecord, SavedIdentity, SweepRecord};
+
+use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::functions::FunctionFlags;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use serde_json::Value;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-/// Version of the schema that this program writes; counted in SQLite's `user_version`.
-pub const SCHEMA_VERSION: i64 = 1;
+/// `fath` in ASCII, in the header of every database of ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = 0x6661_7468;
 
-/// Marks a database as one of fathom: "fthm" in ASCII, in SQLite's `application_id`.
-const APPLICATION_ID: i64 = 0x6674_686d;
+/// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
-const SCHEMA: &str = include_str!("schema.sql");
+/// How long to wait for another process's commit.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A sweep, as it was last planned.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SweepRecord {
-    pub name: String,
-    pub file: String,
-    pub question: Option<String>,
-    pub spec: Value,
-    pub planned_at: f64,
-}
-
-/// A point of a sweep.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PointRecord {
-    pub position: usize,
-    pub label: String,
-    pub seed: u64,
-    pub settings: Value,
-    pub run_id: String,
-}
-
-/// A run before anything has happened to it.
-#[derive(Debug, Clone)]
-pub struct RunRecord<'a> {
-    pub run_id: &'a str,
-    pub run_hash: &'a str,
-    pub group_hash: &'a str,
-    pub config: &'a RunConfig,
-    pub digests: &'a Digests,
-    pub created_at: f64,
-}
+/// More than there are statements in this module, so that none is prepared twice.
+const CACHED_STATEMENTS: usize = 128;
 
 /// How a run stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunStatus {
-    pub status: String,
-    pub detail: Option<String>,
-    pub step: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Status {
+    /// Known, not begun.
+    Planned,
+    Running,
+    Finished,
+    /// Asked to stop, and did; can be resumed.
+    Stopped,
+    OutOfMemory,
+    Diverged,
+    Failed,
+    /// Ended by a signal, as its supervisor saw.
+    Killed,
+    /// No ending and no process.
+    Lost,
 }
 
-/// The database, open.
+impl Status {
+    pub const ALL: [Status; 9] = [
+        Status::Planned,
+        Status::Running,
+        Status::Finished,
+        Status::Stopped,
+        Status::OutOfMemory,
+        Status::Diverged,
+        Status::Failed,
+        Status::Killed,
+        Status::Lost,
+    ];
+
+    /// Whether the run is done for good: it has a result, and is not run again.
+    pub fn is_result(self) -> bool {
+        matches!(self, Status::Finished | Status::OutOfMemory | Status::Diverged)
+    }
+
+    /// As the store spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Planned => "planned",
+            Status::Running => "running",
+            Status::Finished => "finished",
+            Status::Stopped => "stopped",
+            Status::OutOfMemory => "out_of_memory",
+            Status::Diverged => "diverged",
+            Status::Failed => "failed",
+            Status::Killed => "killed",
+            Status::Lost => "lost",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Status {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Status, String> {
+        Status::ALL.into_iter().find(|status| status.name() == text).ok_or_else(|| {
+            let names: Vec<_> = Status::ALL.iter().map(|status| status.name()).collect();
+            format!("expected one of {}, found `{text}`", names.join(", "))
+        })
+    }
+}
+
+/// An open store.
+#[derive(Debug)]
 pub struct Store {
-    results: PathBuf,
     connection: Connection,
+    results: PathBuf,
 }
 
 impl Store {
@@ -74,204 +116,242 @@ impl Store {
         results.join("fathom.db")
     }
 
-    /// Opens the store for writing; makes it, and the folder, where there is none.
+    /// Opens the store of a results folder for writing; makes folder and database where there are none, and brings an older
+    /// database up to date.
     ///
     /// # Errors
     ///
-    /// When the file is not a store of fathom, was made by a newer version, or can't be written.
+    /// When the file can't be opened or made, is not a database of fathom, or was written by a newer fathom.
     pub fn open(results: &Path) -> Result<Store> {
-        std::fs::create_dir_all(results)
-            .with_context(|| format!("{}: the results folder can't be made", results.display()))?;
+        std::fs::create_dir_all(results).with_context(|| {
+            format!("{}: expected a folder for results, and could not make one", results.display())
+        })?;
         let path = Store::path(results);
-        let connection = Connection::open(&path)
-            .with_context(|| format!("{}: the store can't be opened", path.display()))?;
-        let mut store = Store { results: results.to_path_buf(), connection };
-        store
-            .prepare(&path)
-            .with_context(|| format!("{}: the store can't be used", path.display()))?;
-        Ok(store)
+        let opened = Connection::open(&path).map_err(anyhow::Error::from);
+        let connection = opened.and_then(|mut connection| {
+            prepare(&connection)?;
+            check_ours(&connection, &path)?;
+            migrate(&mut connection)?;
+            // The database keeps this mode: asking is cheaper than setting, and needs no lock.
+            let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
+            if mode != "wal" {
+                connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+            }
+            connection.pragma_update(None, "synchronous", "normal")?;
+            Ok(connection)
+        });
+        let connection = connection.map_err(|error| explain(&path, error))?;
+        Ok(Store { connection, results: results.to_path_buf() })
     }
 
-    fn prepare(&mut self, path: &Path) -> Result<()> {
-        let c = &mut self.connection;
-        c.busy_timeout(Duration::from_secs(30))?;
-        add_functions(c)?;
-        check_is_ours(c, path)?;
-        c.pragma_update(None, "journal_mode", "wal")?;
-        c.pragma_update(None, "synchronous", "normal")?;
-        c.pragma_update(None, "foreign_keys", true)?;
-        let version: i64 = c.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version == 0 {
-            let transaction = c.transaction()?;
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            transaction.commit()?;
-        }
-        Ok(())
-    }
-
-    /// Opens the store for reading only.
+    /// Opens the store of a results folder for reading only; nothing that is done with it can change the file.
     ///
     /// # Errors
     ///
-    /// When there is none yet, or as [`Store::open`].
+    /// When there is no database yet, or it is not one that this version reads.
     pub fn open_read_only(results: &Path) -> Result<Store> {
         let path = Store::path(results);
-        ensure!(
-            path.is_file(),
-            "{}: expected a store, found none\n  help: `fathom sweep run` and `fathom train` make one; --results names another folder",
-            path.display()
-        );
+        if !path.exists() {
+            bail!(
+                "{}: expected a database of runs, found none\n  help: `fathom sweep run FILE` makes one, `fathom runs rebuild` makes it from the folders of runs; --results names another results folder",
+                path.display()
+            );
+        }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&path, flags)
-            .with_context(|| format!("{}: the store can't be opened", path.display()))?;
-        connection.busy_timeout(Duration::from_secs(30))?;
-        connection.pragma_update(None, "query_only", true)?;
-        add_functions(&connection)?;
-        check_is_ours(&connection, &path)?;
-        Ok(Store { results: results.to_path_buf(), connection })
+        let opened = Connection::open_with_flags(&path, flags).map_err(anyhow::Error::from);
+        let connection = opened.and_then(|connection| {
+            prepare(&connection)?;
+            connection.pragma_update(None, "query_only", true)?;
+            let version = check_ours(&connection, &path)?;
+            if version < MIGRATIONS.len() {
+                bail!(
+                    "{}: expected a store of version {}, found version {version}\n  help: `fathom runs rebuild` brings it up to date",
+                    path.display(),
+                    MIGRATIONS.len()
+                );
+            }
+            Ok(connection)
+        });
+        let connection = connection.map_err(|error| explain(&path, error))?;
+        Ok(Store { connection, results: results.to_path_buf() })
     }
 
-    /// The connection, for queries.
+    /// The results folder that this is the store of.
+    pub fn results(&self) -> &Path {
+        &self.results
+    }
+
+    /// The connection itself, with `exp`, `ln`, `sqrt` and `pow`, which the views and reports use and SQLite may lack.
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// The files of a run under this store's results folder.
-    pub fn paths(&self, run_id: &str) -> RunPaths {
-        RunPaths::new(self.results.join("runs").join(run_id))
-    }
-
-    /// Records a sweep with its points; what was planned under this name before is replaced.
-    ///
-    /// # Errors
-    ///
-    /// When the database refuses.
-    pub fn upsert_sweep(&mut self, sweep: &SweepRecord, points: &[PointRecord]) -> Result<()> {
-        let transaction = self.connection.transaction()?;
-        transaction.execute(
-            "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (name) DO UPDATE SET file = ?2, question = ?3, spec = ?4, planned_at = ?5",
-            params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
-        )?;
-        let id: i64 = transaction.query_row(
-            "SELECT id FROM sweeps WHERE name = ?1",
-            [&sweep.name],
-            |row| row.get(0),
-        )?;
-        transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
-        for point in points {
-            transaction.execute(
-                "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    id, point.position as i64, point.label, point.seed as i64, point.settings.to_string(), point.run_id
-                ],
-            )?;
-        }
-        transaction.commit()?;
-        Ok(())
-    }
-
-    /// Records a run as planned; one that is known keeps its progress.
-    ///
-    /// # Errors
-    ///
-    /// When the database refuses.
-    pub fn upsert_run(&mut self, run: &RunRecord) -> Result<()> {
-        let transaction = self.connection.transaction()?;
-        let added = transaction.execute(
-            "INSERT INTO runs (run_id, run_hash, group_hash, folder, config, digests, seed, created_at, status)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'planned') ON CONFLICT (run_id) DO NOTHING",
-            params![
-                run.run_id,
-                run.run_hash,
-                run.group_hash,
-                format!("runs/{}", run.run_id),
-                run.config.to_json().to_string(),
-                serde_json::to_string(run.digests)?,
-                run.config.train.seed as i64,
-                run.created_at,
-            ],
-        )?;
-        if added == 1 {
-            let id = transaction.last_insert_rowid();
-            for (key, value) in run.config.flatten() {
-                transaction.execute(
-                    "INSERT INTO params (run, key, value, number) VALUES (?1, ?2, ?3, ?4)",
-                    params![id, key, value.to_string(), value.as_f64()],
-                )?;
-            }
-        }
-        transaction.commit()?;
-        Ok(())
-    }
-
-    /// How a run stands; `None` when the store does not know it.
-    ///
-    /// # Errors
-    ///
-    /// When the database can't be read.
-    pub fn status(&self, run_id: &str) -> Result<Option<RunStatus>> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT status, status_detail, step FROM runs WHERE run_id = ?1")?;
-        let row = statement.query_row([run_id], |row| {
-            let step: i64 = row.get(2)?;
-            Ok(RunStatus { status: row.get(0)?, detail: row.get(1)?, step: step as u64 })
-        });
-        Ok(row.optional()?)
-    }
-
-    /// Records an ending that the run could not log itself: `killed`, `lost`, `failed`.
-    ///
-    /// # Errors
-    ///
-    /// When the database refuses.
-    pub fn set_status(
-        &mut self,
-        run_id: &str,
-        status: &str,
-        detail: Option<&str>,
-        at: f64,
-    ) -> Result<()> {
-        self.connection.execute(
-            "UPDATE runs SET status = ?2, status_detail = ?3, ended_at = ?4 WHERE run_id = ?1",
-            params![run_id, status, detail, at],
-        )?;
-        Ok(())
+    /// Every table and view of the schema with its kind (`table` or `view`) and the comment that stands above it.
+    pub fn schema() -> Vec<(&'static str, &'static str, String)> {
+        MIGRATIONS.into_iter().flat_map(described).collect()
     }
 }
 
-/// `exp`, `ln` and `sqrt` for queries, whatever SQLite was compiled with.
-fn add_functions(connection: &Connection) -> Result<()> {
-    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
-    for (name, f) in [("exp", f64::exp as fn(f64) -> f64), ("ln", f64::ln), ("sqrt", f64::sqrt)] {
-        connection.create_scalar_function(name, 1, flags, move |context| {
-            Ok(context.get::<Option<f64>>(0)?.map(f))
+fn prepare(connection: &Connection) -> Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    connection.pragma_update(None, "foreign_keys", true)?;
+    let pure = FunctionFlags::SQLITE_UTF8
+        | FunctionFlags::SQLITE_DETERMINISTIC
+        | FunctionFlags::SQLITE_INNOCUOUS;
+    // NULL in gives NULL out, and so does NaN: SQLite has none.
+    let functions: [(&str, fn(f64) -> f64); 3] =
+        [("exp", f64::exp), ("ln", f64::ln), ("sqrt", f64::sqrt)];
+    for (name, function) in functions {
+        connection.create_scalar_function(name, 1, pure, move |call| {
+            Ok(call.get::<Option<f64>>(0)?.map(function))
         })?;
     }
+    connection.create_scalar_function("pow", 2, pure, |call| {
+        let (x, y) = (call.get::<Option<f64>>(0)?, call.get::<Option<f64>>(1)?);
+        Ok(x.zip(y).map(|(x, y)| x.powf(y)))
+    })?;
     Ok(())
 }
 
-fn check_is_ours(connection: &Connection, path: &Path) -> Result<()> {
-    let shown = path.display();
-    let pragma = |name: &str| -> Result<i64> {
-        connection
-            .pragma_query_value(None, name, |row| row.get(0))
-            .with_context(|| format!("{shown}: expected a store of fathom"))
-    };
-    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
-    if tables > 0 && application != APPLICATION_ID {
-        bail!("{shown}: expected a store of fathom, found another program's database");
-    }
-    if version > SCHEMA_VERSION {
+/// The version of a database that is ours, or 0 of one that is empty.
+fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
+    let path = path.display();
+    // One statement, so that all three are of one moment.
+    let (application, version, tables): (i32, i64, i64) = connection.query_row(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),
+                (SELECT count(*) FROM sqlite_schema)",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
         bail!(
-            "{shown}: expected a store of version {SCHEMA_VERSION} or older, found version {version}\n  \
-             help: it was written by a newer fathom; use that one, or another folder with --results"
+            "{path}: expected a database of fathom, found another program's\n  help: --results names another results folder"
         );
     }
+    let known = MIGRATIONS.len();
+    match usize::try_from(version) {
+        Ok(version) if version <= known => Ok(version),
+        _ => bail!(
+            "{path}: expected a store of version {known} or less, found version {version}\n  help: a newer fathom wrote it; use that one, or name another folder with --results"
+        ),
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let version = |connection: &Connection| -> rusqlite::Result<usize> {
+        connection.pragma_query_value(None, "user_version", |row| row.get(0))
+    };
+    if version(connection)? == MIGRATIONS.len() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Again, now that nobody else writes: another process may just have done it.
+    for (number, migration) in MIGRATIONS.iter().enumerate().skip(version(&transaction)?) {
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", number as i64 + 1)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.commit()?;
     Ok(())
+}
+
+/// Names the file in an error of SQLite's; our own name it already.
+fn explain(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    let path = path.display();
+    match error.downcast_ref::<rusqlite::Error>().map(|e| (e.sqlite_error_code(), e)) {
+        Some((Some(ErrorCode::NotADatabase), _)) => {
+            anyhow!("{path}: expected a database of fathom, found a file that is no database")
+        }
+        Some((Some(ErrorCode::DatabaseBusy), _)) => anyhow!(
+            "{path}: another process held the database for {} s\n  help: try again when it is done",
+            BUSY_TIMEOUT.as_secs()
+        ),
+        Some((_, e)) => anyhow!("{path}: the database can't be opened: {e}"),
+        None => error,
+    }
+}
+
+/// The `CREATE TABLE` and `CREATE VIEW` statements of a script: name, kind, and the comment lines just above as one text.
+fn described(script: &'static str) -> Vec<(&'static str, &'static str, String)> {
+    let mut found = Vec::new();
+    let mut comment = Vec::new();
+    for line in script.lines() {
+        if let Some(text) = line.strip_prefix("-- ") {
+            comment.push(text);
+            continue;
+        }
+        let mut words = line.split_whitespace();
+        if words.next() == Some("CREATE") {
+            let (kind, name) = (words.next(), words.next());
+            let kind = [("TABLE", "table"), ("VIEW", "view")]
+                .into_iter()
+                .find_map(|(word, shown)| (kind == Some(word)).then_some(shown));
+            if let (Some(kind), Some(name)) = (kind, name) {
+                found.push((name, kind, comment.join(" ")));
+            }
+        }
+        comment.clear();
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_and_view_is_described() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut statement = store
+            .connection
+            .prepare("SELECT name, type FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")
+            .unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let there: Vec<(String, String)> = rows.map(Result::unwrap).collect();
+        let mut described: Vec<_> = Store::schema()
+            .into_iter()
+            .map(|(name, kind, comment)| {
+                assert!(comment.ends_with('.'), "{name}: {comment}");
+                (name.to_string(), kind.to_string())
+            })
+            .collect();
+        described.sort();
+        assert_eq!(described, there);
+    }
+
+    #[test]
+    fn functions_of_the_views_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let row: (f64, f64, f64, f64, Option<f64>, Option<f64>, f64) = store
+            .connection
+            .query_row(
+                "SELECT exp(1), ln(exp(2)), sqrt(9), pow(2, 10), exp(NULL), ln(-1), exp(1000)",
+                [],
+                |r| {
+                    Ok((
+                        r.get(0)?,
+                        r.get(1)?,
+                        r.get(2)?,
+                        r.get(3)?,
+                        r.get(4)?,
+                        r.get(5)?,
+                        r.get(6)?,
+                    ))
+                },
+            )
+            .unwrap();
+        assert_eq!(row, (1f64.exp(), 2.0, 3.0, 1024.0, None, None, f64::INFINITY));
+    }
+
+    #[test]
+    fn statuses_are_read_as_they_are_written() {
+        for status in Status::ALL {
+            assert_eq!(status.name().parse(), Ok(status));
+        }
+        let error = "done".parse::<Status>().unwrap_err();
+        assert!(error.starts_with("expected one of planned, running,"), "{error}");
+    }
 }

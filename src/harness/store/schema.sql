@@ -1,8 +1,9 @@
 -- The store of fathom: an index of the runs' event logs, and a public interface for SQL.
 --
--- Everything here can be rebuilt from results/runs/*/{config.yaml,events.jsonl} and the sweep files. One process writes, any
--- number read. Times are seconds since 1970-01-01 UTC, losses are nats per token, memory is bytes, JSON is text.
--- Views (at the end) are for people and are kept stable; tables may gain columns.
+-- Runs can be rebuilt from results/runs/*/{config.yaml,identity.json,events.jsonl}, sweeps from the sweep files. One process
+-- writes, any number read. Times are seconds since 1970-01-01 UTC, losses are nats per token, memory is bytes, JSON is text.
+-- Views (at the end) are for people and are kept stable; tables may gain columns. The comment above each table or view is
+-- what `fathom sql` lists.
 
 -- A sweep, as it was last planned.
 CREATE TABLE sweeps (
@@ -43,6 +44,7 @@ CREATE TABLE runs (
     started_at        REAL,
     ended_at          REAL,
     seconds           REAL NOT NULL DEFAULT 0, -- over all attempts
+    earlier_seconds   REAL NOT NULL DEFAULT 0, -- of these, those before the last attempt
     step              INTEGER NOT NULL DEFAULT 0,
     tokens            INTEGER NOT NULL DEFAULT 0,
     last_loss         REAL,
@@ -74,6 +76,7 @@ CREATE TABLE params (
     PRIMARY KEY (run, key)
 ) STRICT, WITHOUT ROWID;
 
+-- The names of scalars.
 CREATE TABLE metric_keys (
     id          INTEGER PRIMARY KEY,
     key         TEXT NOT NULL UNIQUE         -- 'loss', 'learning_rate', 'grad_norm', 'eval_loss.validation', ...
@@ -117,6 +120,7 @@ CREATE TABLE position_nll (
     PRIMARY KEY (run, step, split, start)
 ) STRICT, WITHOUT ROWID;
 
+-- Device memory at the end of each phase; resident memory on the CPU.
 CREATE TABLE memory (
     run             INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     step            INTEGER NOT NULL,
@@ -128,6 +132,7 @@ CREATE TABLE memory (
     PRIMARY KEY (run, step, phase)
 ) STRICT, WITHOUT ROWID;
 
+-- Text that the model wrote.
 CREATE TABLE samples (
     run         INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     seq         INTEGER NOT NULL,
@@ -189,7 +194,7 @@ JOIN metrics m ON m.run = r.id AND m.key = k.id
 
 -- Final perplexity by context length, of each point of each sweep.
 CREATE VIEW v_perplexity AS
-SELECT s.name AS sweep, p.label, p.seed, r.run_id, x.split, x.method, x.context_length, x.windows, x.tokens,
+SELECT s.name AS sweep, p.label, p.seed, r.run_id, r.status, x.split, x.method, x.context_length, x.windows, x.tokens,
        x.nll, x.perplexity, x.nll_low, x.nll_high
 FROM perplexity x
 JOIN runs r ON r.id = x.run
@@ -201,7 +206,7 @@ WHERE x.step = (SELECT max(step) FROM perplexity WHERE run = x.run);
 CREATE VIEW v_comparison AS
 SELECT sweep, label, split, method, context_length, count(*) AS seeds, avg(nll) AS mean_nll, exp(avg(nll)) AS perplexity,
        min(perplexity) AS best_perplexity, max(perplexity) AS worst_perplexity
-FROM v_perplexity GROUP BY sweep, label, split, method, context_length;
+FROM v_perplexity WHERE status = 'finished' GROUP BY sweep, label, split, method, context_length;
 
 -- Every parameter of every run by key path.
 CREATE VIEW v_params AS

@@ -1,13 +1,13 @@
 //! Drives the points of a sweep to their ends: one process a run, several at a time, and only what is missing.
 
 use super::plan::{Bisect, Plan, Point};
+use super::Identities;
 use super::search::Search;
-use super::{Identities, Identity};
 use crate::cli::progress::Progress;
-use crate::run::{self, Ending, Running, classify};
-use crate::store::{PointRecord, RunRecord, Store, SweepRecord};
+use crate::run::{self, Running};
+use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
-use fathom_spec::record::{Event, EventKind, RunPaths, read_events};
+use fathom_spec::record::{Event, RunId, RunPaths};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -34,17 +34,28 @@ pub struct Driver<'a> {
 pub struct Summary {
     /// Runs that were done before.
     pub reused: usize,
-    /// `(label, seed, run id, status, detail)` of every run that was started now.
-    pub ended: Vec<(String, u64, String, String, Option<String>)>,
+    /// Runs that were started now.
+    pub ended: Vec<Ended>,
     /// Points that another process is running.
     pub elsewhere: usize,
     pub interrupted: bool,
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub label: String,
+    pub seed: u64,
+    pub run_id: RunId,
+    pub status: Status,
+    /// The error, the signal, what was asked of memory and what was free.
+    pub detail: Option<String>,
+}
+
 impl Summary {
     /// Runs that ended without a result.
     pub fn failures(&self) -> usize {
-        self.ended.iter().filter(|(_, _, _, status, _)| !Ending::is_result(status)).count()
+        self.ended.iter().filter(|run| !run.status.is_result()).count()
     }
 }
 
@@ -52,12 +63,12 @@ impl Summary {
 #[derive(Debug, Clone)]
 pub struct Identified {
     pub point: Point,
-    pub identity: Identity,
+    pub identity: SavedIdentity,
 }
 
 impl Identified {
-    pub fn run_id(&self) -> String {
-        self.identity.run_id().0
+    pub fn run_id(&self) -> RunId {
+        self.identity.run_id()
     }
 }
 
@@ -127,7 +138,7 @@ impl Driver<'_> {
             .iter()
             .enumerate()
             .map(|(position, point)| PointRecord {
-                position,
+                position: position as u64,
                 label: point.point.label.clone(),
                 seed: point.point.seed,
                 settings: Value::Object(point.point.settings.clone()),
@@ -138,15 +149,8 @@ impl Driver<'_> {
     }
 
     fn record_run(&mut self, point: &Identified) -> Result<()> {
-        let run_id = point.run_id();
-        self.store.upsert_run(&RunRecord {
-            run_id: &run_id,
-            run_hash: &point.identity.hashes.run_hash,
-            group_hash: &point.identity.hashes.group_hash,
-            config: &point.point.config,
-            digests: &point.identity.digests,
-            created_at: point.identity.created_at,
-        })
+        let config = &point.point.config;
+        self.store.upsert_run(&RunRecord { identity: &point.identity, config })
     }
 
     /// A search: each probe is a run of its own, and a point of the sweep from when it is known.
@@ -171,11 +175,9 @@ impl Driver<'_> {
             whole.ended.extend(summary.ended);
             whole.interrupted |= summary.interrupted;
             whole.elsewhere += summary.elsewhere;
-            let status =
-                self.store.status(&run_id)?.map(|status| status.status).unwrap_or_default();
-            match status.as_str() {
-                "finished" => search.record(value, true),
-                "out_of_memory" => search.record(value, false),
+            match self.store.status(&run_id)? {
+                Some(Status::Finished) => search.record(value, true),
+                Some(Status::OutOfMemory) => search.record(value, false),
                 // A probe without a result says nothing of the edge.
                 _ => break,
             }
@@ -237,16 +239,11 @@ impl Driver<'_> {
                     continue;
                 };
                 let (point, worker, last, line) = running.remove(index);
-                let ending = classify(last.as_ref(), exit, &worker.paths);
-                self.conclude(&point, &ending)?;
-                self.progress.ended(line, &point, &ending);
-                summary.ended.push((
-                    point.point.label.clone(),
-                    point.point.seed,
-                    point.run_id(),
-                    ending.status,
-                    ending.detail,
-                ));
+                let logged = last.is_some_and(|event| event.kind.ending().is_some());
+                let verdict = (!logged).then(|| run::verdict(exit, &worker.paths));
+                let ended = self.conclude(&point, verdict)?;
+                self.progress.ended(line, &point, &ended);
+                summary.ended.push(ended);
             }
             std::thread::sleep(POLL);
         }
@@ -256,17 +253,12 @@ impl Driver<'_> {
 
     /// Whether a run has its result, by the store or by its own log (a store may be younger than the runs).
     fn is_done(&mut self, point: &Identified) -> Result<bool> {
-        let run_id = point.run_id();
-        if self.store.paths(&run_id).events().exists() {
-            self.store.ingest_run(&run_id)?;
-        }
-        let status = self.store.status(&run_id)?;
-        Ok(status.is_some_and(|status| Ending::is_result(&status.status)))
+        Ok(self.store.ingest_run(&point.run_id())?.status.is_result())
     }
 
     /// Starts the worker of a point; `None` when another process has the run, or has just brought it to its result.
     fn start(&mut self, point: &Identified) -> Result<Option<Running>> {
-        let paths = RunPaths::in_results(self.results, &point.identity.run_id());
+        let paths = RunPaths::in_results(self.results, &point.run_id());
         let Some(lock) = run::lock(&paths)? else { return Ok(None) };
         // Between the look at the store and the lock, its last holder may have finished it.
         if self.is_done(point)? {
@@ -276,13 +268,16 @@ impl Driver<'_> {
         Ok(Some(Running::start(&self.worker, paths, lock)?))
     }
 
-    fn conclude(&mut self, point: &Identified, ending: &Ending) -> Result<()> {
+    /// Takes in the rest of a run's log, and `verdict` where the log has no ending of this attempt.
+    fn conclude(&mut self, point: &Identified, verdict: Option<(Status, String)>) -> Result<Ended> {
         let run_id = point.run_id();
         self.store.ingest_run(&run_id)?;
-        if !ending.logged {
-            self.store.set_status(&run_id, &ending.status, ending.detail.as_deref(), now())?;
+        if let Some((status, detail)) = &verdict {
+            self.store.set_status(&run_id, *status, Some(detail))?;
         }
-        Ok(())
+        let run = self.store.known_run(&run_id)?;
+        let (label, seed) = (point.point.label.clone(), point.point.seed);
+        Ok(Ended { label, seed, run_id, status: run.status, detail: run.status_detail })
     }
 }
 
@@ -296,14 +291,4 @@ pub fn last_checkpoint(paths: &RunPaths) -> Result<PathBuf> {
         Some((_, folder)) => Ok(folder),
         None => bail!("{}: expected a checkpoint, found none", paths.checkpoints().display()),
     }
-}
-
-/// Counts steps and attempts of a run from its log: for tests and summaries.
-///
-/// # Errors
-///
-/// When the log can't be read.
-pub fn attempts(paths: &RunPaths) -> Result<usize> {
-    let (events, _) = read_events(&paths.events(), 0)?;
-    Ok(events.iter().filter(|event| matches!(event.kind, EventKind::Started { .. })).count())
 }

@@ -1,32 +1,15 @@
 //! What a run's configuration names, by content: digests of model, tokenizer and data, and the hashes made of them.
 
+use crate::store::SavedIdentity;
 use anyhow::{Context, Result};
 use fathom_data::corpus::Corpus;
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::config::{Digests, RunConfig, RunIdentity};
-use fathom_spec::record::RunId;
-use serde::{Deserialize, Serialize};
+use fathom_spec::config::{Digests, RunConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The corpus that stands for documents of random tokens.
 const RANDOM_CORPUS: &str = "random";
-
-/// A run's identity as it is saved in its folder, `identity.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
-    #[serde(flatten)]
-    pub hashes: RunIdentity,
-    pub digests: Digests,
-    /// Seconds since 1970-01-01 UTC.
-    pub created_at: f64,
-}
-
-impl Identity {
-    pub fn run_id(&self) -> RunId {
-        RunId::from_hash(&self.hashes.run_hash)
-    }
-}
 
 /// Computes identities, and reads each file once however many points name it.
 #[derive(Default)]
@@ -40,7 +23,7 @@ impl Identities {
     /// # Errors
     ///
     /// When a file that the configuration names can't be read: with the key that names it.
-    pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<Identity> {
+    pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<SavedIdentity> {
         let model = match (&config.model.path, &config.model.config) {
             (Some(path), _) => {
                 cached(&mut self.models, path, model_digest).context("model.path")?
@@ -64,7 +47,7 @@ impl Identities {
                 .context("data.corpus")?,
         };
         let digests = Digests { model, tokenizer, data };
-        Ok(Identity { hashes: config.identity(&digests), digests, created_at })
+        Ok(SavedIdentity { identity: config.identity(&digests), digests, created_at })
     }
 }
 

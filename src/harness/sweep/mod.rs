@@ -5,4 +5,4 @@ mod identity;
 pub mod plan;
 pub mod search;
 
-pub use identity::{Identities, Identity};
+pub use identity::Identities;

@@ -1,7 +1,7 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 
 use anyhow::{Context, Result, anyhow, bail};
-use fathom_spec::config::written::{Entry, Node, Origin, Written, load_from};
+use fathom_spec::config::written::{Entry, Node, Written, load_from};
 use fathom_spec::config::{RunConfig, nearest};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -435,7 +435,7 @@ fn plain(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Number(n) if n.is_f64() => {
             let x = n.as_f64().unwrap_or(f64::NAN);
-            if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) {
+            if x != 0.0 && (x.abs() < 1e-2 || x.abs() >= 1e6) {
                 format!("{x:e}")
             } else {
                 format!("{x}")
@@ -506,9 +506,4 @@ fn bisect(search: &Written) -> Result<Bisect> {
     }
     let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
     Ok(Bisect { parameter, low, high, resolution, multiple_of })
-}
-
-/// Where an error says a configuration stands when it comes from no file.
-pub fn command_line() -> Origin {
-    Origin { file: "--set".into(), line: 0, column: 0 }
 }

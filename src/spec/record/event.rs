@@ -79,11 +79,14 @@ pub enum EventKind {
         tokens: u64,
         #[serde(with = "number")]
         loss: f64,
+        #[serde(with = "number")]
         learning_rate: f64,
         /// Global L2 norm of the gradients before clipping.
         #[serde(with = "number")]
         grad_norm: f64,
+        #[serde(with = "number")]
         step_seconds: f64,
+        #[serde(with = "number")]
         tokens_per_second: f64,
         peak_allocated: u64,
         peak_reserved: u64,
@@ -117,6 +120,7 @@ pub enum EventKind {
         #[serde(with = "number")]
         nll_high: f64,
         /// Mean NLL of each window, in order: what paired comparisons need.
+        #[serde(with = "numbers")]
         window_nll: Vec<f64>,
     },
     /// Mean NLL of the predictions at positions `start..end` (the position of a prediction is the number of tokens it sees).
@@ -241,6 +245,23 @@ pub mod number {
     }
 }
 
+/// As [`number`], for a list.
+pub mod numbers {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Number(#[serde(with = "super::number")] f64);
+
+    pub fn serialize<S: Serializer>(numbers: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(numbers.iter().map(|&x| Number(x)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+        let numbers = Vec::<Number>::deserialize(deserializer)?;
+        Ok(numbers.into_iter().map(|Number(x)| x).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,5 +287,26 @@ mod tests {
         );
         let back: Event = serde_json::from_str(&line).unwrap();
         assert_eq!(serde_json::to_string(&back).unwrap(), line);
+    }
+
+    #[test]
+    fn a_window_without_a_number_is_still_an_event() {
+        let kind = EventKind::Perplexity {
+            step: 2,
+            split: "validation".into(),
+            method: EvalMethod::Prefix,
+            context_length: 8,
+            windows: 2,
+            tokens: 14,
+            nll: f64::NAN,
+            perplexity: f64::NAN,
+            nll_low: f64::NAN,
+            nll_high: f64::NAN,
+            window_nll: vec![1.5, f64::NAN, f64::INFINITY],
+        };
+        let text = serde_json::to_string(&kind).unwrap();
+        assert!(text.ends_with(r#""window_nll":[1.5,"NaN","Infinity"]}"#), "{text}");
+        let back: EventKind = serde_json::from_str(&text).unwrap();
+        assert_eq!(format!("{back:?}"), format!("{kind:?}"));
     }
 }

@@ -8,6 +8,6 @@ mod event;
 mod log;
 mod paths;
 
-pub use event::{EvalMethod, Event, EventKind, number};
+pub use event::{EvalMethod, Event, EventKind, number, numbers};
 pub use log::{EventLog, read_events};
 pub use paths::{RunId, RunPaths};

@@ -44,7 +44,7 @@ impl RunPaths {
         self.folder.join("config.yaml")
     }
 
-    /// The hashes of the configuration and the digests of what it names.
+    /// The hashes and digests that make the run the run it is, as JSON; written once, with the configuration.
     pub fn identity(&self) -> PathBuf {
         self.folder.join("identity.json")
     }

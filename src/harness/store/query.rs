@@ -1,0 +1,622 @@
+//! Reading: what reports, the sweep driver and the command line ask, as typed rows.
+//!
+//! A run that is not in the store has no rows: only [`Store::known_run`] and [`Store::find_run`] make that an error. A
+//! number that the run could not compute is NaN here and NULL in the database.
+
+use super::{PointRecord, Status, Store, SweepRecord};
+use anyhow::{Context, Result, anyhow, bail};
+use fathom_spec::config::{Digests, nearest};
+use fathom_spec::record::{EvalMethod, Event, EventKind, RunId, numbers};
+use rusqlite::{Connection, Params, Row, params};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// The row of a run: its identity, and how it stands. Fields from `attempt` on are of the last attempt, if not said otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub(super) id: i64,
+    pub run_id: RunId,
+    pub run_hash: String,
+    /// The same for all seeds of a point.
+    pub group_hash: String,
+    /// Relative to the results folder.
+    pub folder: String,
+    /// The complete configuration.
+    pub config: Value,
+    pub digests: Digests,
+    pub seed: u64,
+    /// Seconds since 1970-01-01 UTC, as all times here.
+    pub created_at: f64,
+    pub status: Status,
+    /// The error, the signal, what was asked of memory and what was free.
+    pub status_detail: Option<String>,
+    /// 0 before the first.
+    pub attempt: u32,
+    pub started_at: Option<f64>,
+    pub ended_at: Option<f64>,
+    /// Over all attempts.
+    pub seconds: f64,
+    /// Of `seconds`, those before the last attempt.
+    pub earlier_seconds: f64,
+    pub step: u64,
+    pub tokens: u64,
+    /// `None` before the first step, and when it is NaN.
+    pub last_loss: Option<f64>,
+    /// The highest of any step or phase of any attempt, in bytes.
+    pub peak_allocated: Option<u64>,
+    pub peak_reserved: Option<u64>,
+    pub code_version: Option<String>,
+    pub git_commit: Option<String>,
+    pub git_dirty: Option<bool>,
+    pub host: Option<String>,
+    /// `cpu` or `cuda:0`.
+    pub device: Option<String>,
+    pub device_name: Option<String>,
+    pub driver: Option<String>,
+    pub libtorch: Option<String>,
+    pub threads: Option<u64>,
+    pub environment: Option<BTreeMap<String, String>>,
+    /// Out of memory: bytes asked for.
+    pub asked_bytes: Option<u64>,
+    /// Out of memory: bytes that were free.
+    pub free_bytes: Option<u64>,
+    /// Bytes of the event log that the store has.
+    pub log_offset: u64,
+    /// The last event that the store has; -1 when it has none.
+    pub last_seq: i64,
+}
+
+/// A sweep in short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepSummary {
+    pub name: String,
+    pub file: String,
+    pub question: Option<String>,
+    pub points: u64,
+    /// Points whose run has finished.
+    pub finished: u64,
+}
+
+/// Perplexity at one context length; the fields are those of the event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PerplexityRow {
+    pub step: u64,
+    pub split: String,
+    pub method: EvalMethod,
+    pub context_length: u64,
+    /// Documents (prefix) or windows (last stride).
+    pub windows: u64,
+    /// Predictions that count.
+    pub tokens: u64,
+    /// Mean over `tokens`, in nats.
+    pub nll: f64,
+    pub perplexity: f64,
+    /// 95 % bootstrap interval of `nll` over `windows`.
+    pub nll_low: f64,
+    pub nll_high: f64,
+    /// Mean of each window, in order.
+    pub window_nll: Vec<f64>,
+}
+
+/// Mean NLL of the predictions that see `start..end` tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PositionNllRow {
+    pub step: u64,
+    pub split: String,
+    pub start: u64,
+    pub end: u64,
+    pub tokens: u64,
+    pub nll: f64,
+}
+
+/// Memory at the end of a phase, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryRow {
+    pub step: u64,
+    pub phase: String,
+    pub allocated: u64,
+    pub reserved: u64,
+    pub peak_allocated: u64,
+    pub peak_reserved: u64,
+}
+
+/// Text that the model wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    pub step: u64,
+    pub prompt: String,
+    pub text: String,
+}
+
+/// A file or folder that a run wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// `checkpoint`.
+    pub kind: String,
+    pub step: u64,
+    /// Relative to the run's folder.
+    pub path: String,
+    pub bytes: u64,
+}
+
+/// A warning of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Warning {
+    /// Seconds since 1970-01-01 UTC.
+    pub time: f64,
+    pub message: String,
+}
+
+impl Store {
+    /// All sweeps by name.
+    ///
+    /// # Errors
+    ///
+    /// This and the methods below fail only when the database can't be read, if nothing else is said.
+    pub fn sweeps(&self) -> Result<Vec<SweepSummary>> {
+        self.rows(
+            "SELECT s.name, s.file, s.question, count(p.position) AS points,
+                    count(CASE WHEN r.status = 'finished' THEN 1 END) AS finished
+             FROM sweeps s LEFT JOIN points p ON p.sweep_id = s.id LEFT JOIN runs r ON r.run_id = p.run_id
+             GROUP BY s.id ORDER BY s.name",
+            [],
+            |row| {
+                Ok(SweepSummary {
+                    name: row.get("name")?,
+                    file: row.get("file")?,
+                    question: row.get("question")?,
+                    points: row.get("points")?,
+                    finished: row.get("finished")?,
+                })
+            },
+        )
+    }
+
+    /// A sweep by name.
+    pub fn sweep(&self, name: &str) -> Result<Option<SweepRecord>> {
+        let sql = "SELECT name, file, question, spec, planned_at FROM sweeps WHERE name = ?1";
+        let mut rows = self.rows(sql, [name], |row| {
+            Ok(SweepRecord {
+                name: row.get("name")?,
+                file: row.get("file")?,
+                question: row.get("question")?,
+                spec: json(row, "spec")?,
+                planned_at: row.get("planned_at")?,
+            })
+        })?;
+        Ok(rows.pop())
+    }
+
+    /// The points of a sweep, in their order.
+    pub fn points(&self, sweep: &str) -> Result<Vec<PointRecord>> {
+        self.rows(
+            "SELECT p.position, p.label, p.seed, p.settings, p.run_id
+             FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1 ORDER BY p.position",
+            [sweep],
+            |row| {
+                Ok(PointRecord {
+                    position: row.get("position")?,
+                    label: row.get("label")?,
+                    seed: row.get("seed")?,
+                    settings: json(row, "settings")?,
+                    run_id: RunId(row.get("run_id")?),
+                })
+            },
+        )
+    }
+
+    /// Every run, in the order in which they were made known.
+    pub fn runs(&self) -> Result<Vec<Run>> {
+        self.rows("SELECT * FROM runs ORDER BY id", [], Run::from_row)
+    }
+
+    /// The runs of a sweep that the store knows, each once, in the order of their first points.
+    pub fn runs_of_sweep(&self, sweep: &str) -> Result<Vec<Run>> {
+        self.rows(
+            "SELECT r.* FROM runs r JOIN points p ON p.run_id = r.run_id JOIN sweeps s ON s.id = p.sweep_id
+             WHERE s.name = ?1 GROUP BY r.id ORDER BY min(p.position)",
+            [sweep],
+            Run::from_row,
+        )
+    }
+
+    /// The sweeps that have the run as a point, with that point.
+    pub fn points_of_run(&self, run_id: &RunId) -> Result<Vec<(String, PointRecord)>> {
+        let sql = "SELECT DISTINCT s.name FROM sweeps s JOIN points p ON p.sweep_id = s.id WHERE p.run_id = ?1 ORDER BY s.name";
+        let mut found = Vec::new();
+        for sweep in self.rows(sql, [&run_id.0], |row| Ok(row.get::<_, String>(0)?))? {
+            let points = self.points(&sweep)?.into_iter().filter(|point| point.run_id == *run_id);
+            found.extend(points.map(|point| (sweep.clone(), point)));
+        }
+        Ok(found)
+    }
+
+    /// A run by its whole id.
+    pub fn run(&self, run_id: &RunId) -> Result<Option<Run>> {
+        Run::load(&self.connection, run_id)
+    }
+
+    /// A run by its whole id, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such run.
+    pub fn known_run(&self, run_id: &RunId) -> Result<Run> {
+        self.run(run_id)?
+            .ok_or_else(|| anyhow!("run {run_id}: expected a run of the store, found none"))
+    }
+
+    /// The one run whose id begins with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// When no run's id or more than one does: the message names those that are near.
+    pub fn find_run(&self, prefix: &str) -> Result<Run> {
+        let ids = self
+            .rows("SELECT run_id FROM runs ORDER BY run_id", [], |r| Ok(r.get::<_, String>(0)?))?;
+        let matching: Vec<&str> =
+            ids.iter().map(String::as_str).filter(|id| id.starts_with(prefix)).collect();
+        match matching[..] {
+            [id] => self.known_run(&RunId(id.to_string())),
+            [] => {
+                let length = prefix.chars().count();
+                let starts = ids.iter().map(|id| id.get(..length).unwrap_or(id));
+                let help = match nearest(prefix, starts) {
+                    Some(start) => {
+                        let near: Vec<_> = ids.iter().filter(|id| id.starts_with(start)).collect();
+                        format!("did you mean {}?", shown(&near))
+                    }
+                    None => "`fathom runs ls` lists them".into(),
+                };
+                bail!(
+                    "run `{prefix}`: expected the id of a run, or how one begins, found none of the {} that does\n  help: {help}",
+                    ids.len()
+                )
+            }
+            _ if ids.iter().any(|id| id == prefix) => self.known_run(&RunId(prefix.to_string())),
+            _ => bail!(
+                "run `{prefix}`: expected how one run's id begins, found {}: {}",
+                matching.len(),
+                shown(&matching)
+            ),
+        }
+    }
+
+    /// How a run stands.
+    pub fn status(&self, run_id: &RunId) -> Result<Option<Status>> {
+        let sql = "SELECT status FROM runs WHERE run_id = ?1";
+        Ok(self.rows(sql, [&run_id.0], |row| parsed(row, "status"))?.pop())
+    }
+
+    /// The complete configuration by key path.
+    pub fn params(&self, run_id: &RunId) -> Result<BTreeMap<String, Value>> {
+        let sql = "SELECT key, value FROM v_params WHERE run_id = ?1";
+        Ok(self
+            .rows(sql, [&run_id.0], |row| Ok((row.get("key")?, json(row, "value")?)))?
+            .into_iter()
+            .collect())
+    }
+
+    /// The keys of a run's scalars, sorted: `loss`, `eval_loss.validation`.
+    pub fn metric_keys(&self, run_id: &RunId) -> Result<Vec<String>> {
+        let sql = "SELECT key FROM v_last_metrics WHERE run_id = ?1 ORDER BY key";
+        self.rows(sql, [&run_id.0], |row| Ok(row.get(0)?))
+    }
+
+    /// A scalar by step: `(step, value)`.
+    pub fn metric(&self, run_id: &RunId, key: &str) -> Result<Vec<(u64, f64)>> {
+        self.rows(
+            "SELECT m.step, m.value FROM metrics m
+             WHERE m.run = (SELECT id FROM runs WHERE run_id = ?1) AND m.key = (SELECT id FROM metric_keys WHERE key = ?2)
+             ORDER BY m.step",
+            [run_id.0.as_str(), key],
+            |row| Ok((row.get("step")?, number(row, "value")?)),
+        )
+    }
+
+    /// The last `(step, value)` of each scalar.
+    pub fn last_metrics(&self, run_id: &RunId) -> Result<BTreeMap<String, (u64, f64)>> {
+        let sql = "SELECT key, step, value FROM v_last_metrics WHERE run_id = ?1";
+        let row = |row: &Row| Ok((row.get("key")?, (row.get("step")?, number(row, "value")?)));
+        Ok(self.rows(sql, [&run_id.0], row)?.into_iter().collect())
+    }
+
+    /// Perplexity by context length at the last step that has any; by split, method and context length.
+    pub fn perplexity(&self, run_id: &RunId) -> Result<Vec<PerplexityRow>> {
+        let mut rows = self.perplexity_by_step(run_id)?;
+        let last = rows.iter().map(|row| row.step).max();
+        rows.retain(|row| Some(row.step) == last);
+        Ok(rows)
+    }
+
+    /// As [`Store::perplexity`], of every step.
+    pub fn perplexity_by_step(&self, run_id: &RunId) -> Result<Vec<PerplexityRow>> {
+        self.rows(
+            "SELECT x.* FROM perplexity x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1
+             ORDER BY x.step, x.split, x.method, x.context_length",
+            [&run_id.0],
+            |row| {
+                let windows: Vec<Value> = serde_json::from_value(json(row, "window_nll")?)?;
+                Ok(PerplexityRow {
+                    step: row.get("step")?,
+                    split: row.get("split")?,
+                    method: serde_json::from_value(row.get::<_, String>("method")?.into())?,
+                    context_length: row.get("context_length")?,
+                    windows: row.get("windows")?,
+                    tokens: row.get("tokens")?,
+                    nll: number(row, "nll")?,
+                    perplexity: number(row, "perplexity")?,
+                    nll_low: number(row, "nll_low")?,
+                    nll_high: number(row, "nll_high")?,
+                    window_nll: numbers::deserialize(Value::Array(windows))?,
+                })
+            },
+        )
+    }
+
+    /// NLL by position at the last step that has any; by split and position.
+    pub fn position_nll(&self, run_id: &RunId) -> Result<Vec<PositionNllRow>> {
+        self.rows(
+            "SELECT x.* FROM position_nll x JOIN runs r ON r.id = x.run
+             WHERE r.run_id = ?1 AND x.step = (SELECT max(step) FROM position_nll WHERE run = r.id)
+             ORDER BY x.split, x.start",
+            [&run_id.0],
+            |row| {
+                Ok(PositionNllRow {
+                    step: row.get("step")?,
+                    split: row.get("split")?,
+                    start: row.get("start")?,
+                    end: row.get("end")?,
+                    tokens: row.get("tokens")?,
+                    nll: number(row, "nll")?,
+                })
+            },
+        )
+    }
+
+    /// Memory by step and phase.
+    pub fn memory(&self, run_id: &RunId) -> Result<Vec<MemoryRow>> {
+        self.rows(
+            "SELECT x.* FROM memory x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1 ORDER BY x.step, x.phase",
+            [&run_id.0],
+            |row| {
+                Ok(MemoryRow {
+                    step: row.get("step")?,
+                    phase: row.get("phase")?,
+                    allocated: row.get("allocated")?,
+                    reserved: row.get("reserved")?,
+                    peak_allocated: row.get("peak_allocated")?,
+                    peak_reserved: row.get("peak_reserved")?,
+                })
+            },
+        )
+    }
+
+    /// Samples, in the order in which they were written.
+    pub fn samples(&self, run_id: &RunId) -> Result<Vec<Sample>> {
+        self.rows(
+            "SELECT x.* FROM samples x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1 ORDER BY x.seq",
+            [&run_id.0],
+            |row| {
+                let (step, prompt, text) = (row.get("step")?, row.get("prompt")?, row.get("text")?);
+                Ok(Sample { step, prompt, text })
+            },
+        )
+    }
+
+    /// What the leaves of the code met, by name.
+    pub fn facts(&self, run_id: &RunId) -> Result<BTreeMap<String, Value>> {
+        let sql =
+            "SELECT x.name, x.value FROM facts x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1";
+        Ok(self
+            .rows(sql, [&run_id.0], |row| Ok((row.get("name")?, json(row, "value")?)))?
+            .into_iter()
+            .collect())
+    }
+
+    /// Files that the run wrote, in their order; a checkpoint may have been replaced by a later one since.
+    pub fn artifacts(&self, run_id: &RunId) -> Result<Vec<Artifact>> {
+        self.rows(
+            "SELECT x.* FROM artifacts x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1 ORDER BY x.seq",
+            [&run_id.0],
+            |row| {
+                Ok(Artifact {
+                    kind: row.get("kind")?,
+                    step: row.get("step")?,
+                    path: row.get("path")?,
+                    bytes: row.get("bytes")?,
+                })
+            },
+        )
+    }
+
+    /// The events of one kind (`started`, `warning`, `control` or an ending), of all attempts in order.
+    pub fn events(&self, run_id: &RunId, kind: &str) -> Result<Vec<Event>> {
+        self.rows(
+            "SELECT x.body FROM events_meta x JOIN runs r ON r.id = x.run
+             WHERE r.run_id = ?1 AND x.kind = ?2 ORDER BY x.seq",
+            [run_id.0.as_str(), kind],
+            |row| Ok(serde_json::from_str(&row.get::<_, String>("body")?)?),
+        )
+    }
+
+    /// The run's warnings, of all attempts in order.
+    pub fn warnings(&self, run_id: &RunId) -> Result<Vec<Warning>> {
+        let events = self.events(run_id, "warning")?.into_iter();
+        Ok(events
+            .filter_map(|event| match event.kind {
+                EventKind::Warning { message } => Some(Warning { time: event.time, message }),
+                _ => None,
+            })
+            .collect())
+    }
+
+    fn rows<T>(
+        &self,
+        sql: &str,
+        values: impl Params,
+        read: impl Fn(&Row) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        statement.query_and_then(values, read)?.collect()
+    }
+}
+
+impl Run {
+    pub(super) fn load(connection: &Connection, run_id: &RunId) -> Result<Option<Run>> {
+        let mut statement = connection.prepare_cached("SELECT * FROM runs WHERE run_id = ?1")?;
+        let mut rows = statement.query([&run_id.0])?;
+        rows.next()?.map(Run::from_row).transpose()
+    }
+
+    fn from_row(row: &Row) -> Result<Run> {
+        let environment: Option<String> = row.get("environment")?;
+        Ok(Run {
+            id: row.get("id")?,
+            run_id: RunId(row.get("run_id")?),
+            run_hash: row.get("run_hash")?,
+            group_hash: row.get("group_hash")?,
+            folder: row.get("folder")?,
+            config: json(row, "config")?,
+            digests: serde_json::from_value(json(row, "digests")?)?,
+            seed: row.get("seed")?,
+            created_at: row.get("created_at")?,
+            status: parsed(row, "status")?,
+            status_detail: row.get("status_detail")?,
+            attempt: row.get("attempt")?,
+            started_at: row.get("started_at")?,
+            ended_at: row.get("ended_at")?,
+            seconds: row.get("seconds")?,
+            earlier_seconds: row.get("earlier_seconds")?,
+            step: row.get("step")?,
+            tokens: row.get("tokens")?,
+            last_loss: row.get("last_loss")?,
+            peak_allocated: row.get("peak_allocated")?,
+            peak_reserved: row.get("peak_reserved")?,
+            code_version: row.get("code_version")?,
+            git_commit: row.get("git_commit")?,
+            git_dirty: row.get("git_dirty")?,
+            host: row.get("host")?,
+            device: row.get("device")?,
+            device_name: row.get("device_name")?,
+            driver: row.get("driver")?,
+            libtorch: row.get("libtorch")?,
+            threads: row.get("threads")?,
+            environment: environment.map(|text| serde_json::from_str(&text)).transpose()?,
+            asked_bytes: row.get("asked_bytes")?,
+            free_bytes: row.get("free_bytes")?,
+            log_offset: row.get("log_offset")?,
+            last_seq: row.get("last_seq")?,
+        })
+    }
+
+    /// The run as it was before its first event.
+    pub(super) fn planned(self) -> Run {
+        Run {
+            status: Status::Planned,
+            status_detail: None,
+            attempt: 0,
+            started_at: None,
+            ended_at: None,
+            seconds: 0.0,
+            earlier_seconds: 0.0,
+            step: 0,
+            tokens: 0,
+            last_loss: None,
+            peak_allocated: None,
+            peak_reserved: None,
+            code_version: None,
+            git_commit: None,
+            git_dirty: None,
+            host: None,
+            device: None,
+            device_name: None,
+            driver: None,
+            libtorch: None,
+            threads: None,
+            environment: None,
+            asked_bytes: None,
+            free_bytes: None,
+            log_offset: 0,
+            last_seq: -1,
+            ..self
+        }
+    }
+
+    pub(super) fn raise_peaks(&mut self, allocated: u64, reserved: u64) {
+        self.peak_allocated = self.peak_allocated.max(Some(allocated));
+        self.peak_reserved = self.peak_reserved.max(Some(reserved));
+    }
+
+    /// Writes back how the run stands; its identity never changes.
+    pub(super) fn save(&self, connection: &Connection) -> Result<()> {
+        let environment = self.environment.as_ref().map(serde_json::to_string).transpose()?;
+        connection
+            .prepare_cached(
+                "UPDATE runs SET status = ?2, status_detail = ?3, attempt = ?4, started_at = ?5, ended_at = ?6,
+                   seconds = ?7, earlier_seconds = ?8, step = ?9, tokens = ?10, last_loss = ?11, peak_allocated = ?12,
+                   peak_reserved = ?13, code_version = ?14, git_commit = ?15, git_dirty = ?16, host = ?17, device = ?18,
+                   device_name = ?19, driver = ?20, libtorch = ?21, threads = ?22, environment = ?23, asked_bytes = ?24,
+                   free_bytes = ?25, log_offset = ?26, last_seq = ?27
+                 WHERE id = ?1",
+            )?
+            .execute(params![
+                self.id,
+                self.status.name(),
+                self.status_detail,
+                self.attempt,
+                self.started_at,
+                self.ended_at,
+                self.seconds,
+                self.earlier_seconds,
+                self.step,
+                self.tokens,
+                self.last_loss,
+                self.peak_allocated,
+                self.peak_reserved,
+                self.code_version,
+                self.git_commit,
+                self.git_dirty,
+                self.host,
+                self.device,
+                self.device_name,
+                self.driver,
+                self.libtorch,
+                self.threads,
+                environment,
+                self.asked_bytes,
+                self.free_bytes,
+                self.log_offset,
+                self.last_seq,
+            ])?;
+        Ok(())
+    }
+}
+
+/// JSON text of numbers that may be NaN or infinite.
+pub(super) fn numbers_to_json(values: &[f64]) -> String {
+    let value = numbers::serialize(values, serde_json::value::Serializer);
+    value.expect("a list of numbers is plain data").to_string()
+}
+
+fn json(row: &Row, column: &str) -> Result<Value> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).with_context(|| format!("{column}: expected JSON, found `{text}`"))
+}
+
+fn parsed<T: FromStr<Err = String>>(row: &Row, column: &str) -> Result<T> {
+    row.get::<_, String>(column)?.parse().map_err(|message| anyhow!("{column}: {message}"))
+}
+
+/// NULL is NaN.
+fn number(row: &Row, column: &str) -> Result<f64> {
+    Ok(row.get::<_, Option<f64>>(column)?.unwrap_or(f64::NAN))
+}
+
+/// The first few of a list of ids, in backticks.
+fn shown(ids: &[impl std::fmt::Display]) -> String {
+    let few: Vec<_> = ids.iter().take(5).map(|id| format!("`{id}`")).collect();
+    let more = if ids.len() > few.len() { ", ..." } else { "" };
+    format!("{}{more}", few.join(", "))
+}

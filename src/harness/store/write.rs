@@ -1,0 +1,297 @@
+//! What the sweep driver and the supervisor write: sweeps with their points, runs before they begin, and verdicts.
+
+use super::{Run, Status, Store};
+use anyhow::{Context, Result, anyhow, ensure};
+use fathom_spec::config::{Digests, RunConfig, RunIdentity};
+use fathom_spec::record::{RunId, RunPaths};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A sweep, as it was planned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SweepRecord {
+    /// Unique in a store.
+    pub name: String,
+    /// The sweep file, as it was named.
+    pub file: String,
+    /// The comment that opens the file.
+    pub question: Option<String>,
+    /// The sweep file as JSON: axes, search, eval, report.
+    pub spec: Value,
+    /// Seconds since 1970-01-01 UTC.
+    pub planned_at: f64,
+}
+
+/// A point of a sweep.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PointRecord {
+    /// 0, 1, ... in the order of the plan.
+    pub position: u64,
+    /// What tells the point from the others, seed left out: `rope=yarn2`.
+    pub label: String,
+    pub seed: u64,
+    /// JSON object: axis -> label or value, seed included.
+    pub settings: Value,
+    /// The run that answers it, which may not exist yet.
+    pub run_id: RunId,
+}
+
+/// A run before it begins.
+#[derive(Debug, Clone)]
+pub struct RunRecord<'a> {
+    pub identity: &'a SavedIdentity,
+    pub config: &'a RunConfig,
+}
+
+/// `identity.json` of a run's folder: what its configuration alone does not say, so that the store can be rebuilt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedIdentity {
+    /// `run_hash` and `group_hash`.
+    #[serde(flatten)]
+    pub identity: RunIdentity,
+    pub digests: Digests,
+    /// Seconds since 1970-01-01 UTC.
+    pub created_at: f64,
+}
+
+impl SavedIdentity {
+    /// The name of the run's folder.
+    pub fn run_id(&self) -> RunId {
+        RunId::from_hash(&self.identity.run_hash)
+    }
+
+    /// Writes it into a run's folder, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be written.
+    pub fn write(&self, paths: &RunPaths) -> Result<()> {
+        let path = paths.identity();
+        let part = path.with_extension("json.part");
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        std::fs::write(&part, text)
+            .and_then(|()| std::fs::rename(&part, &path))
+            .with_context(|| format!("{}: can't be written", path.display()))
+    }
+
+    /// Reads it from a run's folder.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, or is not what [`SavedIdentity::write`] writes.
+    pub fn read(paths: &RunPaths) -> Result<SavedIdentity> {
+        let path = paths.identity();
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{}: expected the run's identity", path.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{}: expected the run's identity", path.display()))
+    }
+}
+
+/// What [`Store::rebuild`] did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rebuilt {
+    /// Runs that are in the store now.
+    pub runs: usize,
+    /// Events read from their logs.
+    pub events: u64,
+    /// Folders that could not be read whole: name and reason.
+    pub problems: Vec<(String, String)>,
+}
+
+impl Store {
+    /// Records a sweep as it is planned now: its points replace those it had.
+    ///
+    /// # Errors
+    ///
+    /// When two points have one position, or the database can't be written.
+    pub fn upsert_sweep(&mut self, sweep: &SweepRecord, points: &[PointRecord]) -> Result<()> {
+        let context = || format!("sweep {}: can't be recorded", sweep.name);
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let id: i64 = transaction
+            .query_row(
+                "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
+                   spec = excluded.spec, planned_at = excluded.planned_at
+                 RETURNING id",
+                params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
+                |row| row.get(0),
+            )
+            .with_context(context)?;
+        transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
+        let mut insert = transaction.prepare_cached(
+            "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for point in points {
+            let settings = point.settings.to_string();
+            insert
+                .execute(params![
+                    id,
+                    point.position,
+                    point.label,
+                    point.seed,
+                    settings,
+                    point.run_id.0
+                ])
+                .with_context(context)?;
+        }
+        drop(insert);
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Makes a run known. One that the store has keeps its progress; while it has not begun, it takes the configuration
+    /// given here (which can differ only in what is no part of the identity: device, threads and paths).
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be written.
+    pub fn upsert_run(&mut self, run: &RunRecord) -> Result<()> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        write_run(&transaction, run)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Records what the supervisor found of a run that did not end by its own word: [`Status::Killed`], [`Status::Lost`].
+    ///
+    /// # Errors
+    ///
+    /// When the store has no such run.
+    pub fn set_status(
+        &mut self,
+        run_id: &RunId,
+        status: Status,
+        detail: Option<&str>,
+    ) -> Result<()> {
+        let changed = self.connection.execute(
+            "UPDATE runs SET status = ?2, status_detail = ?3 WHERE run_id = ?1",
+            params![run_id.0, status.name(), detail],
+        )?;
+        ensure!(changed == 1, "run {run_id}: expected a run of the store, found none");
+        Ok(())
+    }
+
+    /// Makes all runs anew from the folders under `runs/`, in one transaction; sweeps and their points stay.
+    ///
+    /// A folder that can't be read is named among the problems and stops nothing. A supervisor's verdict (`killed`, `lost`,
+    /// and what a worker's exit said where it logged no ending) is in no log: it is kept where the database has one and the
+    /// log says nothing newer.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be written or the folders can't be listed.
+    pub fn rebuild(&mut self) -> Result<Rebuilt> {
+        let verdicts: BTreeMap<RunId, Run> = self
+            .runs()?
+            .into_iter()
+            .filter(|run| !matches!(run.status, Status::Planned | Status::Running))
+            .map(|run| (run.run_id.clone(), run))
+            .collect();
+        let results = self.results.clone();
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute("DELETE FROM runs", [])?;
+        transaction.execute("DELETE FROM metric_keys", [])?;
+        let mut rebuilt = Rebuilt::default();
+        for name in run_folders(&results)? {
+            let paths = RunPaths::in_results(&results, &RunId(name.clone()));
+            match rebuild_run(&transaction, &name, &paths) {
+                Ok(Some(events)) => {
+                    rebuilt.events += events;
+                    rebuilt.runs += 1;
+                }
+                Ok(None) => {}
+                Err(error) => rebuilt.problems.push((name.clone(), format!("{error:#}"))),
+            }
+            if let Some(verdict) = verdicts.get(&RunId(name)) {
+                transaction.execute(
+                    "UPDATE runs SET status = ?3, status_detail = ?4 WHERE run_id = ?1 AND last_seq <= ?2",
+                    params![verdict.run_id.0, verdict.last_seq, verdict.status.name(), verdict.status_detail],
+                )?;
+            }
+        }
+        transaction.commit()?;
+        Ok(rebuilt)
+    }
+}
+
+/// The names of the folders under `runs/`, sorted; none where there is no such folder yet.
+fn run_folders(results: &Path) -> Result<Vec<String>> {
+    let folder = results.join("runs");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder)
+        .with_context(|| format!("{}: the folder can't be listed", folder.display()))?
+    {
+        let entry = entry?;
+        if entry.path().is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Records one run from its folder and says how many events it had; `None` when the folder holds no run.
+fn rebuild_run(connection: &Connection, name: &str, paths: &RunPaths) -> Result<Option<u64>> {
+    if !paths.config().exists() && !paths.identity().exists() {
+        return Ok(None);
+    }
+    let config = RunConfig::read(&paths.config())?;
+    let identity = SavedIdentity::read(paths)?;
+    let run_id = identity.run_id();
+    ensure!(
+        run_id.0 == name,
+        "{}: expected a run_hash that begins with the folder's name, found `{}`",
+        paths.identity().display(),
+        identity.identity.run_hash
+    );
+    write_run(connection, &RunRecord { identity: &identity, config: &config })?;
+    Ok(Some(super::ingest::ingest(connection, &run_id, &paths.events())?.events))
+}
+
+fn write_run(connection: &Connection, run: &RunRecord) -> Result<()> {
+    let config = run.config.to_json();
+    let SavedIdentity { identity, digests, created_at } = run.identity;
+    let run_id = run.identity.run_id();
+    let id: Option<i64> = connection
+        .prepare_cached(
+            "INSERT INTO runs (run_id, run_hash, group_hash, folder, config, digests, seed, created_at, status)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'planned')
+             ON CONFLICT (run_id) DO UPDATE SET folder = excluded.folder, config = excluded.config
+             WHERE runs.status = 'planned'
+             RETURNING id",
+        )?
+        .query_row(
+            params![
+                run_id.0,
+                identity.run_hash,
+                identity.group_hash,
+                format!("runs/{run_id}"),
+                config.to_string(),
+                serde_json::to_string(digests)?,
+                run.config.train.seed,
+                created_at
+            ],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(|error| anyhow!("run {run_id}: can't be recorded: {error}"))?;
+    let Some(id) = id else { return Ok(()) };
+    connection.prepare_cached("DELETE FROM params WHERE run = ?1")?.execute([id])?;
+    let mut insert = connection
+        .prepare_cached("INSERT INTO params (run, key, value, number) VALUES (?1, ?2, ?3, ?4)")?;
+    for (key, value) in run.config.flatten() {
+        insert.execute(params![id, key, value.to_string(), value.as_f64()])?;
+    }
+    Ok(())
+}
