@@ -106,6 +106,17 @@ impl Progress {
         ));
     }
 
+    /// Counts a run that another process has brought to its result.
+    pub fn done_elsewhere(&self) {
+        self.whole.borrow().inc(1);
+    }
+
+    /// Says that there is nothing to do but wait for another process.
+    pub fn waiting(&self, runs: usize) {
+        let runs = if runs == 1 { "a run".to_string() } else { format!("{runs} runs") };
+        self.say(&format!("waiting for {runs} that another process has"));
+    }
+
     /// Says that a Ctrl-C was heard.
     pub fn interrupted(&self, times: usize, running: usize) {
         self.say(match times {

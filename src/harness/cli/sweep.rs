@@ -202,7 +202,7 @@ pub fn print_summary(summary: &Summary) {
         parts.push(format!("{} done before", summary.reused));
     }
     if summary.elsewhere > 0 {
-        parts.push(format!("{} run by another process", summary.elsewhere));
+        parts.push(format!("{} done by another process", summary.elsewhere));
     }
     println!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
     for Ended { label, seed, run_id, status, detail } in &summary.ended {

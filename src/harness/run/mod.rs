@@ -72,8 +72,9 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     write().with_context(|| format!("{}: the file can't be written", path.display()))
 }
 
-/// A run's lock, held while it is supervised. The kernel releases it when this process dies.
-pub struct Lock(#[allow(dead_code)] File);
+/// A run's lock. Its worker inherits it, and the kernel releases it when the supervisor and the worker are both gone: a worker
+/// that outlives a killed supervisor for a moment, to write its checkpoint, is never joined by a second one.
+pub struct Lock(File);
 
 /// Takes the lock of a run; `None` when another process holds it.
 ///
@@ -126,9 +127,12 @@ impl Running {
             .stderr(append(paths.stderr())?)
             .process_group(0);
         let parent = std::process::id();
-        // SAFETY: prctl, getppid and _exit are async-signal-safe; nothing is allocated between fork and exec.
+        let lock_descriptor = lock.0.as_raw_fd();
+        // SAFETY: fcntl, prctl, getppid and _exit are async-signal-safe; nothing is allocated between fork and exec.
         unsafe {
             command.pre_exec(move || {
+                // Not closed on exec any more.
+                libc::fcntl(lock_descriptor, libc::F_SETFD, 0);
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
                 // The supervisor may have died before the line above.
                 if libc::getppid() as u32 != parent {

@@ -1,7 +1,7 @@
 //! Drives the points of a sweep to their ends: one process a run, several at a time, and only what is missing.
 
-use super::plan::{Bisect, Plan, Point};
 use super::Identities;
+use super::plan::{Bisect, Plan, Point};
 use super::search::Search;
 use crate::cli::progress::Progress;
 use crate::run::{self, Running};
@@ -13,10 +13,13 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the logs of running workers are looked at.
 const POLL: Duration = Duration::from_millis(50);
+
+/// How often runs that another process holds are tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What a driver works with.
 pub struct Driver<'a> {
@@ -36,7 +39,7 @@ pub struct Summary {
     pub reused: usize,
     /// Runs that were started now.
     pub ended: Vec<Ended>,
-    /// Points that another process is running.
+    /// Runs that another process brought to their results meanwhile.
     pub elsewhere: usize,
     pub interrupted: bool,
 }
@@ -57,6 +60,15 @@ impl Summary {
     pub fn failures(&self) -> usize {
         self.ended.iter().filter(|run| !run.status.is_result()).count()
     }
+}
+
+/// What came of trying to start a run.
+enum Start {
+    Started(Running),
+    /// It has its result by now.
+    Done,
+    /// Another supervisor has it, or the worker of one that died is still writing its checkpoint.
+    Held,
 }
 
 /// A point with the identity of its run.
@@ -198,16 +210,37 @@ impl Driver<'_> {
         self.progress.begin(summary.reused + waiting.len(), summary.reused);
         let mut running: Vec<(Identified, Running, Option<Event>, usize)> = Vec::new();
         let mut told_to_stop = 0;
+        let mut retry_at = Instant::now();
+        let mut said_that_it_waits = false;
         loop {
             let interrupts = self.interrupts.load(Ordering::Relaxed);
-            while interrupts == 0 && running.len() < self.jobs && !waiting.is_empty() {
-                let point = waiting.pop_front().expect("one is waiting");
-                match self.start(&point)? {
-                    Some(worker) => {
-                        let line = self.progress.run(&point);
-                        running.push((point, worker, None, line));
+            if interrupts == 0 && Instant::now() >= retry_at {
+                let mut held = 0;
+                for _ in 0..waiting.len() {
+                    if running.len() >= self.jobs {
+                        break;
                     }
-                    None => summary.elsewhere += 1,
+                    let point = waiting.pop_front().expect("one is waiting");
+                    match self.start(&point)? {
+                        Start::Started(worker) => {
+                            let line = self.progress.run(&point);
+                            running.push((point, worker, None, line));
+                        }
+                        Start::Done => {
+                            summary.elsewhere += 1;
+                            self.progress.done_elsewhere();
+                        }
+                        Start::Held => {
+                            held += 1;
+                            waiting.push_back(point);
+                        }
+                    }
+                }
+                if held > 0 {
+                    retry_at = Instant::now() + RETRY;
+                    if running.is_empty() && !std::mem::replace(&mut said_that_it_waits, true) {
+                        self.progress.waiting(held);
+                    }
                 }
             }
             if interrupts > told_to_stop {
@@ -256,16 +289,16 @@ impl Driver<'_> {
         Ok(self.store.ingest_run(&point.run_id())?.status.is_result())
     }
 
-    /// Starts the worker of a point; `None` when another process has the run, or has just brought it to its result.
-    fn start(&mut self, point: &Identified) -> Result<Option<Running>> {
+    /// Starts the worker of a point, if nobody else has it.
+    fn start(&mut self, point: &Identified) -> Result<Start> {
         let paths = RunPaths::in_results(self.results, &point.run_id());
-        let Some(lock) = run::lock(&paths)? else { return Ok(None) };
+        let Some(lock) = run::lock(&paths)? else { return Ok(Start::Held) };
         // Between the look at the store and the lock, its last holder may have finished it.
         if self.is_done(point)? {
-            return Ok(None);
+            return Ok(Start::Done);
         }
         run::prepare(&paths, &point.point.config, &point.identity)?;
-        Ok(Some(Running::start(&self.worker, paths, lock)?))
+        Ok(Start::Started(Running::start(&self.worker, paths, lock)?))
     }
 
     /// Takes in the rest of a run's log, and `verdict` where the log has no ending of this attempt.

@@ -92,11 +92,17 @@ impl Plan {
         let axes = axes(&tree)?;
         let search = tree.get("search").map(bisect).transpose()?;
         let combinations = combine(&tree, axes)?;
+        let swept =
+            combinations.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
+        refuse_override(&file, overrides, swept.chain(search.iter().map(|s| &s.parameter)))?;
         let mut points = Vec::with_capacity(combinations.len());
         for choices in combinations {
             points.push(resolve(&base, &choices)?);
         }
         refuse_duplicates(&file, &points)?;
+        if let Some(report) = tree.get("report") {
+            check_report(report, &points)?;
+        }
         let spec = tree.to_json();
         let plan = Plan { name, file, question: question(&text), spec, points, search, base };
         plan.check_search()?;
@@ -169,7 +175,7 @@ fn base(
     };
     if let Some(set) = tree.get("set") {
         for entry in set.entries("set")? {
-            base.set(&entry.key, entry.value.clone())?;
+            assign(&mut base, &entry.key, &entry.value)?;
         }
     }
     if let Some(eval) = tree.get("eval") {
@@ -178,9 +184,89 @@ fn base(
         }
     }
     for (key, value) in overrides {
-        base.set(key, value.clone())?;
+        assign(&mut base, key, value)?;
     }
     Ok(base)
+}
+
+/// Sets a key path. A whole section (`train: {…}`) is set key by key, so that the others in it stay.
+fn assign(written: &mut Written, key: &str, value: &Written) -> Result<()> {
+    match &value.node {
+        Node::Map(entries) if !key.contains('.') => entries.iter().try_for_each(|entry| {
+            written.set(&format!("{key}.{}", entry.key), entry.value.clone())
+        }),
+        _ => written.set(key, value.clone()),
+    }
+}
+
+/// What the command line sets would be lost where the sweep itself sets it.
+fn refuse_override<'a>(
+    file: &str,
+    overrides: &[(String, Written)],
+    mut swept: impl Iterator<Item = &'a String>,
+) -> Result<()> {
+    let within = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|r| r.starts_with('.'));
+    let clash = swept.find_map(|key| {
+        let (clash, _) = overrides.iter().find(|(set, _)| within(set, key) || within(key, set))?;
+        Some((clash, key))
+    });
+    match clash {
+        Some((set, key)) => bail!(
+            "--set {set}: expected a key that the sweep does not vary, found one that its points set (`{key}`)\n  \
+             help: change it in {file}"
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What the report is told has to be of this sweep.
+fn check_report(report: &Written, points: &[Point]) -> Result<()> {
+    for entry in report.entries("report")? {
+        known(entry, &["title", "baseline", "method", "context_length"], "report")?;
+    }
+    if let Some(title) = report.get("title") {
+        title.text("report.title")?;
+    }
+    if let Some(length) = report.get("context_length")
+        && !matches!(length.node, Node::Int(n) if n > 0)
+    {
+        bail!(
+            "{}: report.context_length: expected a whole number, 1 or more, found {}",
+            length.origin,
+            length.describe()
+        );
+    }
+    if let Some(method) = report.get("method")
+        && !["prefix", "last_stride"].contains(&method.text("report.method")?)
+    {
+        bail!(
+            "{}: report.method: expected `prefix` or `last_stride`, found {}",
+            method.origin,
+            method.describe()
+        );
+    }
+    let Some(baseline) = report.get("baseline") else { return Ok(()) };
+    let (json, name) = (baseline.to_json(), plain(&baseline.to_json()));
+    let same =
+        |value: &Value| plain(value) == name || json.is_number() && value.as_f64() == json.as_f64();
+    let is = |point: &Point| {
+        point.label == name || point.settings.iter().any(|(key, value)| key != SEED && same(value))
+    };
+    if points.iter().any(is) {
+        return Ok(());
+    }
+    let of = |point: &Point| -> Vec<String> {
+        point
+            .settings
+            .iter()
+            .filter(|(key, _)| *key != SEED)
+            .map(|(_, value)| plain(value))
+            .collect()
+    };
+    let names: std::collections::BTreeSet<String> = points.iter().flat_map(of).collect();
+    let near = nearest(&name, names.iter().map(String::as_str));
+    let help = near.map(|near| format!("\n  help: did you mean `{near}`?")).unwrap_or_default();
+    bail!("{}: report.baseline: expected a point's label, found `{name}`{help}", baseline.origin)
 }
 
 /// Every axis with its choices, the seeds last.
@@ -408,7 +494,7 @@ fn resolve(base: &Written, choices: &[Choice]) -> Result<Point> {
     let mut written = base.clone();
     for choice in choices {
         for (key, value) in &choice.settings {
-            written.set(key, value.clone()).with_context(|| format!("axes.{}", choice.axis))?;
+            assign(&mut written, key, value).with_context(|| format!("axes.{}", choice.axis))?;
         }
     }
     let config = RunConfig::from_written(&written)?;

@@ -1,0 +1,654 @@
+//! Sweeps from file to final table: what a file means, what is wrong with one, and that nothing that happens on the way
+//! (kills, stops, a second harness) changes what comes out.
+
+use fathom::store::{Status, Store};
+use fathom::sweep::plan::Plan;
+use fathom_spec::config::parse_assignment;
+use fathom_spec::record::{EventKind, RunId, RunPaths, read_events};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const BASE: &str = "\
+model:
+  config: {vocab_size: 260, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4,
+           num_key_value_heads: 2, max_position_embeddings: 100000}
+tokenizer: {path: bytes}
+data: {corpus: CORPUS, splits: {validation: [held_out.txt]}}
+train: {sequence_length: 32, micro_batch_size: 2, total_tokens: 1280, learning_rate: 0.01, checkpoint_every_steps: 5}
+eval: {context_lengths: [16, 32], last_stride: 8, max_windows: 4, loss_tokens: 64}
+run: {device: cpu, threads: 1}
+";
+
+/// A folder with a base configuration, three texts, and a place for sweep files and results.
+struct Project {
+    dir: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Project {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = dir.path().join("corpus");
+        std::fs::create_dir(&corpus).unwrap();
+        for (name, words) in [("a.txt", 160), ("b.txt", 90), ("held_out.txt", 80)] {
+            let text: String = (0..words)
+                .map(|i| ["tide ", "bell ", "salt ", "lamp. "][(i * i + i / 3) % 4])
+                .collect();
+            std::fs::write(corpus.join(name), text).unwrap();
+        }
+        let base = BASE.replace("CORPUS", corpus.to_str().unwrap());
+        std::fs::write(dir.path().join("base.yaml"), base).unwrap();
+        Project { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn results(&self) -> PathBuf {
+        self.path("results")
+    }
+
+    /// Writes `s.yaml`, on top of the base.
+    fn sweep(&self, text: &str) -> PathBuf {
+        let path = self.path("s.yaml");
+        std::fs::write(&path, format!("base: base.yaml\n{text}")).unwrap();
+        path
+    }
+
+    fn plan(&self, text: &str) -> anyhow::Result<Plan> {
+        Plan::read(&self.sweep(text), &[], &[])
+    }
+
+    /// Label, seed and one key's value of each point.
+    #[track_caller]
+    fn points(&self, text: &str, key: &str) -> Vec<String> {
+        let points = self.plan(text).unwrap().points.into_iter();
+        let value = |config: fathom_spec::config::RunConfig| {
+            config
+                .flatten()
+                .into_iter()
+                .find(|(k, _)| k == key)
+                .map_or("none".into(), |(_, v)| v.to_string())
+        };
+        points.map(|p| format!("{}, {}: {}", p.label, p.seed, value(p.config))).collect()
+    }
+
+    fn fathom(&self, worker: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("fathom"));
+        command.current_dir(self.dir.path()).env("FATHOM_ENGINE", worker).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, worker: &Path) -> Output {
+        self.fathom(worker, &["sweep", "run", "s.yaml"]).output().unwrap()
+    }
+
+    /// Everything that a report is made of, but times and paths: the final table. Run ids are in it: they come of the
+    /// configuration and the data alone.
+    fn table(&self) -> String {
+        let store = Store::open_read_only(&self.results()).unwrap();
+        let ask = |query: &str| {
+            let table = fathom::cli::sql::answer(&store, query).unwrap();
+            table.render(fathom::cli::table::Format::Csv)
+        };
+        [
+            "SELECT position, label, seed, run_id, status, step, tokens, last_loss FROM v_runs ORDER BY position",
+            "SELECT run_id, key, step, value FROM v_metrics
+             WHERE key IN ('loss', 'learning_rate', 'tokens', 'grad_norm', 'eval_loss.validation') ORDER BY run_id, key, step",
+            "SELECT run_id, method, context_length, windows, tokens, nll, nll_low, nll_high FROM v_perplexity
+             ORDER BY run_id, method, context_length",
+        ]
+        .map(ask)
+        .concat()
+    }
+
+    fn status(&self, run: &str) -> Status {
+        let store = Store::open_read_only(&self.results()).unwrap();
+        store.status(&RunId(run.into())).unwrap().unwrap()
+    }
+
+    /// How often the worker of each run began.
+    fn attempts(&self) -> Vec<usize> {
+        let folders = std::fs::read_dir(self.results().join("runs")).unwrap();
+        let counts: Vec<usize> = folders
+            .map(|folder| {
+                let (events, _) =
+                    read_events(&RunPaths::new(folder.unwrap().path()).events(), 0).unwrap();
+                events.iter().filter(|e| matches!(e.kind, EventKind::Started { .. })).count()
+            })
+            .collect();
+        counts
+    }
+}
+
+/// `target/…/examples/scripted_worker`.
+fn scripted() -> PathBuf {
+    beside_tests("examples/scripted_worker")
+}
+
+fn engine() -> PathBuf {
+    beside_tests("fathom-engine")
+}
+
+fn beside_tests(name: &str) -> PathBuf {
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    let path = profile.join(name);
+    assert!(
+        path.is_file(),
+        "{}: expected a program, found none
+  help: `cargo test --release --workspace` builds it; for one test alone, first `cargo build --release --workspace --bins --examples`",
+        path.display()
+    );
+    path
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn exits(output: &Output, code: i32) {
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}
+
+fn signal(child: &Child, signal: nix::sys::signal::Signal) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal);
+}
+
+/// The processes of workers that are at work on this project.
+fn workers(project: &Project) -> Vec<i32> {
+    let of_project = |pid: i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = text(&line);
+        line.contains("\0run\0")
+            && line.contains(project.dir.path().file_name().unwrap().to_str().unwrap())
+            || line.contains("\0run\0results/runs/")
+                && std::fs::read_link(format!("/proc/{pid}/cwd"))
+                    .is_ok_and(|cwd| cwd == project.dir.path())
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter(|&pid| of_project(pid))
+        .collect()
+}
+
+#[test]
+fn axes_multiply_and_seeds_vary_fastest() {
+    let project = Project::new();
+    let file = "
+axes:
+  rope:
+    plain: {}
+    yarn2: { model.rope_parameters: { rope_type: yarn, factor: 2, original_max_position_embeddings: 64 } }
+  train.learning_rate: [1e-5, 0.001]
+seeds: 2
+";
+    assert_eq!(
+        project.points(file, "train.learning_rate"),
+        [
+            "rope=plain learning_rate=1e-5, 0: 0.00001",
+            "rope=plain learning_rate=1e-5, 1: 0.00001",
+            "rope=plain learning_rate=1e-3, 0: 0.001",
+            "rope=plain learning_rate=1e-3, 1: 0.001",
+            "rope=yarn2 learning_rate=1e-5, 0: 0.00001",
+            "rope=yarn2 learning_rate=1e-5, 1: 0.00001",
+            "rope=yarn2 learning_rate=1e-3, 0: 0.001",
+            "rope=yarn2 learning_rate=1e-3, 1: 0.001",
+        ]
+    );
+    let ropes = project.points(file, "model.rope_parameters.factor");
+    assert_eq!(
+        (ropes[0].as_str(), ropes[7].as_str()),
+        ("rope=plain learning_rate=1e-5, 0: none", "rope=yarn2 learning_rate=1e-3, 1: 2.0")
+    );
+}
+
+#[test]
+fn zip_exclude_and_include_adjust_the_grid() {
+    let project = Project::new();
+    let file = "
+axes:
+  train.sequence_length: [16, 32, 64]
+  train.micro_batch_size: [4, 2, 1]
+  train.learning_rate: [0.01, 0.02]
+zip: [train.sequence_length, train.micro_batch_size]
+exclude: [{ train.sequence_length: 64, train.learning_rate: 0.02 }]
+include: [{ train.sequence_length: 8, train.learning_rate: 0.5 }]
+";
+    assert_eq!(
+        project.points(file, "train.micro_batch_size"),
+        [
+            "sequence_length=16 micro_batch_size=4 learning_rate=0.01, 0: 4",
+            "sequence_length=16 micro_batch_size=4 learning_rate=0.02, 0: 4",
+            "sequence_length=32 micro_batch_size=2 learning_rate=0.01, 0: 2",
+            "sequence_length=32 micro_batch_size=2 learning_rate=0.02, 0: 2",
+            "sequence_length=64 micro_batch_size=1 learning_rate=0.01, 0: 1",
+            "sequence_length=8 learning_rate=0.5, 0: 2",
+        ]
+    );
+}
+
+#[test]
+fn ranges_are_what_a_person_would_have_written() {
+    let project = Project::new();
+    assert_eq!(
+        project.points(
+            "axes: { train.learning_rate: { log: [1e-5, 1e-3], count: 5 } }",
+            "train.learning_rate"
+        ),
+        [
+            "learning_rate=1e-5, 0: 0.00001",
+            "learning_rate=3.16e-5, 0: 0.0000316",
+            "learning_rate=1e-4, 0: 0.0001",
+            "learning_rate=3.16e-4, 0: 0.000316",
+            "learning_rate=1e-3, 0: 0.001",
+        ]
+    );
+    assert_eq!(
+        project.points(
+            "axes: { train.sequence_length: { lin: [16, 48], count: 3 } }",
+            "train.sequence_length"
+        ),
+        ["sequence_length=16, 0: 16", "sequence_length=32, 0: 32", "sequence_length=48, 0: 48"]
+    );
+}
+
+#[test]
+fn set_eval_and_the_command_line_reach_every_point() {
+    let project = Project::new();
+    let file = project.sweep(
+        "set: { train.total_tokens: 4K, train: { micro_batch_size: 1 } }\neval: { context_lengths: [8] }\naxes: { train.learning_rate: [0.1, 0.2] }",
+    );
+    let set = [parse_assignment("train.max_steps=3").unwrap()];
+    for point in Plan::read(&file, &[], &set).unwrap().points {
+        let config = point.config;
+        assert_eq!((config.train.total_tokens.0, config.train.max_steps), (4000, Some(3)));
+        assert_eq!((config.train.micro_batch_size, config.train.sequence_length), (1, 32));
+        assert_eq!(config.eval.context_lengths, [8]);
+    }
+}
+
+/// Where, what was expected, what was found, and the way out.
+#[test]
+fn mistakes_are_named_with_their_place() {
+    let project = Project::new();
+    let cases = [
+        (
+            "axis: {}",
+            "s.yaml:2: the sweep file: expected a known key, found `axis`\n  help: did you mean `axes`?",
+        ),
+        (
+            "axes:\n  train.learning_rat: [1, 2]",
+            "s.yaml:3: train: expected a known key, found `learning_rat`\n  help: did you mean `learning_rate`?",
+        ),
+        (
+            "axes:\n  rope:\n    a: { model.rope_parameters: { rope_type: yarm } }",
+            "s.yaml:4: model.rope_parameters.rope_type: ",
+        ),
+        ("axes:\n  train.learning_rate: [fast]", "s.yaml:3: train.learning_rate: expected "),
+        (
+            "axes: { train.learning_rate: 3 }",
+            "s.yaml:2: axes.train.learning_rate: expected a list of values, a range",
+        ),
+        (
+            "axes: { train.learning_rate: [] }",
+            "axes.train.learning_rate: expected at least one value, found none",
+        ),
+        ("axes: { train.learning_rate: [0.1, 1e-1] }", "found two that are the same run"),
+        (
+            "set: { train.totaltokens: 4 }",
+            "s.yaml:2: train: expected a known key, found `totaltokens`",
+        ),
+        ("seeds: none", "s.yaml:2: seeds: expected a number of seeds or a list of them, found "),
+        (
+            "seeds: 2\naxes: { train.seed: [0, 1] }",
+            "seeds: expected `seeds` or the axis `train.seed`, found both",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2] }\nzip: [train.learning_rate, train.sed]",
+            "s.yaml:3: zip: expected the name of an axis, found `train.sed`",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2], train.seed: [1] }\nzip: [train.learning_rate, train.seed]",
+            "expected axes of one length, found 2 values of `train.learning_rate` and 1 of `train.seed`",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rate: 3 }]",
+            "s.yaml:3: exclude: expected a pattern that some point matches, found none that does",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rte: 2 }]",
+            "exclude: expected a known key, found `train.learning_rte`\n  help: did you mean `train.learning_rate`?",
+        ),
+        (
+            "report: { base_line: a }",
+            "s.yaml:2: report: expected a known key, found `base_line`\n  help: did you mean `baseline`?",
+        ),
+        (
+            "axes: { rope: { plain: {}, wide: { train.max_grad_norm: 2 } } }\nreport: { baseline: plan }",
+            "s.yaml:3: report.baseline: expected a point's label, found `plan`\n  help: did you mean `plain`?",
+        ),
+        ("report: { method: best }", "s.yaml:2: report.method: expected `prefix` or `last_stride`"),
+        ("search: { grid: {} }", "s.yaml:2: search: expected a known key, found `grid`"),
+        (
+            "search: { bisect: { parameter: train.sequence_length, low: 8 } }",
+            "search.bisect: expected the key `high`, found none",
+        ),
+        (
+            "search: { bisect: { parameter: train.sequence_length, low: 8, high: 4 } }",
+            "expected low below high, found 8 and 4",
+        ),
+        (
+            "search: { bisect: { parameter: train.sequence_lenght, low: 8, high: 16 } }",
+            "train: expected a known key, found `sequence_lenght`",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2] }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "search: expected a sweep without axes, found 2 points",
+        ),
+        ("name: ../x", "name: expected a name that can be a folder's, found `../x`"),
+        ("axes: [1, 2", "s.yaml:"),
+    ];
+    for (file, expected) in cases {
+        let error = format!("{:#}", project.plan(file).unwrap_err());
+        assert!(error.contains(expected), "{file}\nexpected: {expected}\nfound:    {error}");
+    }
+    let file = project.sweep("axes: { train.learning_rate: [1, 2] }");
+    let set = [parse_assignment("train.learning_rate=3").unwrap()];
+    let error = format!("{:#}", Plan::read(&file, &[], &set).unwrap_err());
+    assert!(
+        error.starts_with("--set train.learning_rate: expected a key that the sweep does not vary"),
+        "{error}"
+    );
+    let missing = format!("{:#}", Plan::read(&project.path("none.yaml"), &[], &[]).unwrap_err());
+    assert!(missing.contains("none.yaml: expected a sweep file that can be read"), "{missing}");
+}
+
+#[test]
+fn every_experiment_of_the_repository_has_a_plan() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let files = std::fs::read_dir(root.join("experiments")).unwrap().flatten();
+    let mut files: Vec<PathBuf> =
+        files.map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml")).collect();
+    files.sort();
+    let plans: Vec<String> = files
+        .iter()
+        .map(|file| {
+            let plan = Plan::read(file, &[root.join("templatelib")], &[]).unwrap();
+            assert!(
+                plan.question.as_deref().is_some_and(|q| q.contains('?')),
+                "{}: no question",
+                plan.name
+            );
+            assert_eq!(Some(plan.name.as_str()), file.file_stem().unwrap().to_str());
+            format!("{}: {}", plan.name, plan.points.len())
+        })
+        .collect();
+    assert_eq!(
+        plans,
+        [
+            "context_ceiling: 1",
+            "learning_rate: 18",
+            "rope_variants: 15",
+            "tiny_context_ceiling: 1",
+            "tiny_learning_rate: 10",
+            "tiny_rope_variants: 14"
+        ]
+    );
+}
+
+const GRID: &str = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\nseeds: 2\n";
+
+#[test]
+fn a_second_run_does_only_what_is_missing() {
+    let project = Project::new();
+    project.sweep(GRID);
+    let output = project.run(&scripted());
+    exits(&output, 0);
+    assert!(text(&output.stdout).contains("runs: 6 finished\n"), "{}", text(&output.stdout));
+    let table = project.table();
+    assert_eq!(table.matches(",finished,").count(), 6, "{table}");
+    let report = std::fs::read(project.path("reports/s/report.md")).unwrap();
+
+    let output = project.run(&scripted());
+    exits(&output, 0);
+    assert!(text(&output.stdout).contains("runs: 6 done before\n"), "{}", text(&output.stdout));
+    assert_eq!(
+        std::fs::read(project.path("reports/s/report.md")).unwrap(),
+        report,
+        "the same store, the same bytes"
+    );
+
+    project.sweep("axes: { train.learning_rate: [0.2, 0.3, 0.4] }\nseeds: 3\n");
+    let output = project.run(&scripted());
+    exits(&output, 0);
+    assert!(
+        text(&output.stdout).contains("runs: 5 finished, 4 done before\n"),
+        "{}",
+        text(&output.stdout)
+    );
+    assert!(project.attempts().iter().all(|&n| n == 1));
+}
+
+#[test]
+fn a_run_that_fails_stops_nothing_and_is_tried_again() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [13, 14, 15, 0.1] }");
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    let said = text(&output.stdout);
+    assert!(said.contains("runs: 1 diverged, 1 failed, 1 finished, 1 killed\n"), "{said}");
+    for reason in [
+        "exited with code 3 and wrote no ending: the script says so",
+        "killed: SIGABRT",
+        "diverged: ",
+    ] {
+        assert!(said.contains(reason), "{reason}: {said}");
+    }
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    for status in ["failed", "killed", "diverged"] {
+        assert!(page.contains(status), "{status}: {page}");
+    }
+    // Divergence is a result; the other two are tried again.
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    let said = text(&output.stdout);
+    assert!(said.contains("runs: 1 failed, 1 killed, 2 done before\n"), "{said}");
+}
+
+#[test]
+fn a_search_finds_the_edge_and_remembers_it() {
+    let project = Project::new();
+    project.sweep("search: { bisect: { parameter: train.sequence_length, low: 1024, high: 65536, resolution: 512, multiple_of: 256 } }");
+    let run = |edge: &str| {
+        project
+            .fathom(&scripted(), &["sweep", "run", "s.yaml"])
+            .env("SCRIPT_EDGE", edge)
+            .output()
+            .unwrap()
+    };
+    exits(&run("20000"), 0);
+    let table = project.table();
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    assert!(
+        page.contains(
+            "The largest `train.sequence_length` at which the run still finished is **19,"
+        ),
+        "{page}"
+    );
+    // The answers are in the store: nothing is asked again, whatever the machine could do now.
+    let output = run("1");
+    exits(&output, 0);
+    assert!(text(&output.stdout).contains(" done before\n"), "{}", text(&output.stdout));
+    assert!(!text(&output.stdout).contains("out_of_memory"), "{}", text(&output.stdout));
+    assert_eq!(project.table(), table);
+}
+
+#[test]
+fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
+    let expected = uninterrupted(&scripted(), GRID);
+    let project = Project::new();
+    project.sweep(GRID);
+    let child = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml", "--jobs", "2"])
+        .env("SCRIPT_STEP_MS", "30")
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, nix::sys::signal::Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    exits(&output, 130);
+    let said = text(&output.stdout);
+    assert!(
+        said.contains("2 stopped") && said.contains("the same command goes on from here"),
+        "{said}"
+    );
+    assert_eq!(workers(&project), Vec::<i32>::new(), "a worker outlived its harness");
+    exits(&project.run(&scripted()), 0);
+    assert_eq!(project.table(), expected);
+    // Two runs went on where they had stopped, the others ran once.
+    let mut attempts = project.attempts();
+    attempts.sort_unstable();
+    assert_eq!(attempts, [1, 1, 1, 1, 2, 2]);
+}
+
+fn uninterrupted(worker: &Path, file: &str) -> String {
+    let project = Project::new();
+    project.sweep(file);
+    exits(&project.run(worker), 0);
+    project.table()
+}
+
+/// Kills the harness, a worker or both at random moments until the sweep is through, and returns how often.
+fn through_kills(
+    project: &Project,
+    worker: &Path,
+    seed: u64,
+    longest: u64,
+    step_ms: &str,
+) -> usize {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let begun = Instant::now();
+    for kills in 0.. {
+        assert!(begun.elapsed() < Duration::from_secs(240), "the sweep does not come to its end");
+        let mut command =
+            project.fathom(worker, &["sweep", "run", "s.yaml", "--jobs", "2", "--no-report"]);
+        let mut child = command
+            .env("SCRIPT_STEP_MS", step_ms)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Longer each time, so that it ends.
+        let wait = random.random_range(0..longest) + kills * longest / 16;
+        let deadline = Instant::now() + Duration::from_millis(wait);
+        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            if status.code() == Some(0) {
+                return kills as usize;
+            }
+            // A worker was killed in an earlier round: its run has no result yet.
+            assert_eq!(status.code(), Some(3));
+            continue;
+        }
+        let what = random.random_range(0..3);
+        if what != 1 {
+            signal(&child, nix::sys::signal::Signal::SIGKILL);
+        }
+        if what != 0 {
+            for pid in workers(project) {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+        child.wait().unwrap();
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_sweep_killed_at_any_moment_comes_to_the_same_table() {
+    let expected = uninterrupted(&scripted(), GRID);
+    for seed in 0..4 {
+        let project = Project::new();
+        project.sweep(GRID);
+        let kills = through_kills(&project, &scripted(), seed, 200, "20");
+        assert!(kills >= 2, "seed {seed}: only {kills} kills");
+        assert_eq!(project.table(), expected, "seed {seed}, {kills} kills");
+        // The log says the same as the store that was written while all this happened.
+        let mut store = Store::open(&project.results()).unwrap();
+        assert_eq!(store.rebuild().unwrap().problems, []);
+        drop(store);
+        assert_eq!(project.table(), expected, "seed {seed}, rebuilt");
+    }
+}
+
+/// As above with the real engine: weights, optimizer, schedule and data position come back too.
+#[test]
+fn a_killed_fine_tune_comes_to_the_same_losses() {
+    let file = "set: { train.total_tokens: 6400, train.schedule: { type: wsd, warmup_tokens: 640, decay_tokens: 1600 } }\nseeds: 2\n";
+    let expected = uninterrupted(&engine(), file);
+    let project = Project::new();
+    project.sweep(file);
+    let kills = through_kills(&project, &engine(), 5, 1200, "0");
+    assert!(kills >= 2, "only {kills} kills");
+    assert_eq!(project.table(), expected, "{kills} kills");
+}
+
+#[test]
+fn two_harnesses_never_run_a_point_twice() {
+    let project = Project::new();
+    project.sweep(GRID);
+    let start = || {
+        project
+            .fathom(&scripted(), &["sweep", "run", "s.yaml", "--jobs", "2"])
+            .env("SCRIPT_STEP_MS", "10")
+            .spawn()
+            .unwrap()
+    };
+    let children = [start(), start(), start()];
+    for child in children {
+        exits(&child.wait_with_output().unwrap(), 0);
+    }
+    assert_eq!(project.attempts(), [1; 6]);
+    assert_eq!(project.table(), uninterrupted(&scripted(), GRID));
+}
+
+#[test]
+fn sweep_plan_says_what_is_done() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [0.1, 13] }");
+    let plan = || {
+        let output = project.fathom(&scripted(), &["sweep", "plan", "s.yaml"]).output().unwrap();
+        exits(&output, 0);
+        text(&output.stdout)
+    };
+    let before = plan();
+    assert_eq!(before.matches("missing").count(), 2, "{before}");
+    assert!(!project.results().exists(), "planning writes nothing");
+    exits(&project.run(&scripted()), 3);
+    let after = plan();
+    assert!(
+        after.contains("finished")
+            && after.contains("failed")
+            && after.contains("2 points, 2560 tokens in all"),
+        "{after}"
+    );
+    let run = after.lines().nth(2).unwrap().split_whitespace().nth(4).unwrap().to_string();
+    assert_eq!(project.status(&run), Status::Finished, "{after}");
+}
