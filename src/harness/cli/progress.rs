@@ -1,6 +1,6 @@
 //! Live progress: a line for each running job and one for the whole, or plain lines where nobody watches a terminal.
 
-use crate::sweep::drive::{Ended, Identified};
+use crate::sweep::drive::{Ended, Identified, Watcher};
 use fathom_spec::record::{Event, EventKind};
 use fathom_spec::units::format_number;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -27,8 +27,17 @@ impl Progress {
         }
     }
 
-    /// `runs` in all, `done` of them before.
-    pub fn begin(&self, runs: usize, done: usize) {
+    fn say(&self, line: &str) {
+        match &self.live {
+            // A closed terminal is no reason to stop the runs.
+            Some(live) => drop(live.println(line)),
+            None => eprintln!("{line}"),
+        }
+    }
+}
+
+impl Watcher for Progress {
+    fn begin(&self, runs: usize, done: usize) {
         let Some(live) = &self.live else { return };
         let bar = live.add(ProgressBar::new(runs as u64));
         bar.set_style(style("{bar:30.cyan/blue} {pos}/{len} runs, {elapsed} elapsed{msg}"));
@@ -36,8 +45,7 @@ impl Progress {
         *self.whole.borrow_mut() = bar;
     }
 
-    /// A line for a run; the answer names it.
-    pub fn run(&self, point: &Identified) -> usize {
+    fn started(&self, point: &Identified) -> usize {
         let config = &point.point.config;
         let title = format!(
             "{:width$} seed {}",
@@ -66,8 +74,7 @@ impl Progress {
         bars.len() - 1
     }
 
-    /// Shows what a run has just said.
-    pub fn event(&self, line: usize, point: &Identified, event: &Event) {
+    fn event(&self, line: usize, point: &Identified, event: &Event) {
         let bar = &self.bars.borrow()[line];
         match &event.kind {
             EventKind::Step { step, tokens, loss, tokens_per_second, .. } => {
@@ -89,36 +96,30 @@ impl Progress {
         }
     }
 
-    /// Closes a run's line.
-    pub fn ended(&self, line: usize, point: &Identified, ended: &Ended) {
+    fn ended(&self, line: usize, ended: &Ended) {
         let bar = &self.bars.borrow()[line];
         bar.finish_and_clear();
         self.whole.borrow().inc(1);
         let detail =
             ended.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
-        let (label, seed) = (&point.point.label, point.point.seed);
+        let Ended { run_id, label, seed, status, .. } = ended;
         let width = self.label_width;
         self.say(&format!(
-            "{} {label:width$} seed {seed}: {}{}",
-            point.run_id(),
-            ended.status,
+            "{run_id} {label:width$} seed {seed}: {status}{}",
             detail.unwrap_or_default()
         ));
     }
 
-    /// Counts a run that another process has brought to its result.
-    pub fn done_elsewhere(&self) {
+    fn done_elsewhere(&self) {
         self.whole.borrow().inc(1);
     }
 
-    /// Says that there is nothing to do but wait for another process.
-    pub fn waiting(&self, runs: usize) {
+    fn waiting(&self, runs: usize) {
         let runs = if runs == 1 { "a run".to_string() } else { format!("{runs} runs") };
         self.say(&format!("waiting for {runs} that another process has"));
     }
 
-    /// Says that a Ctrl-C was heard.
-    pub fn interrupted(&self, times: usize, running: usize) {
+    fn interrupted(&self, times: usize, running: usize) {
         self.say(match times {
             _ if running == 0 => "stopping",
             1 => "stopping: each run writes a checkpoint first; Ctrl-C again ends them at once",
@@ -126,16 +127,8 @@ impl Progress {
         });
     }
 
-    pub fn finish(&self) {
+    fn finish(&self) {
         self.whole.borrow().finish_and_clear();
-    }
-
-    fn say(&self, line: &str) {
-        match &self.live {
-            // A closed terminal is no reason to stop the runs.
-            Some(live) => drop(live.println(line)),
-            None => eprintln!("{line}"),
-        }
     }
 }
 

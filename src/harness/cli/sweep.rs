@@ -168,7 +168,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         worker,
         jobs: args.jobs.max(1),
         store: &mut store,
-        progress: &progress,
+        watcher: &progress,
         interrupts: watch_interrupts()?,
     };
     let summary = driver.sweep(&plan)?;

@@ -55,7 +55,7 @@ pub fn run(args: TrainArgs) -> Result<u8> {
         worker,
         jobs: 1,
         store: &mut store,
-        progress: &progress,
+        watcher: &progress,
         interrupts: watch_interrupts()?,
     };
     let summary = driver.single(point.clone())?;

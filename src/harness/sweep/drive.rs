@@ -3,7 +3,6 @@
 use super::Identities;
 use super::plan::{Bisect, Plan, Point};
 use super::search::Search;
-use crate::cli::progress::Progress;
 use crate::run::{self, Running};
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
@@ -27,9 +26,27 @@ pub struct Driver<'a> {
     pub worker: PathBuf,
     pub jobs: usize,
     pub store: &'a mut Store,
-    pub progress: &'a Progress,
+    pub watcher: &'a dyn Watcher,
     /// Counts Ctrl-C: the first asks the workers to stop, the second ends them.
     pub interrupts: Arc<AtomicUsize>,
+}
+
+/// Who is told of a sweep's progress as it happens.
+pub trait Watcher {
+    /// `runs` in all, `done` of them before.
+    fn begin(&self, runs: usize, done: usize);
+    /// A run begins; the answer names its line in the calls below.
+    fn started(&self, point: &Identified) -> usize;
+    /// A run has logged an event.
+    fn event(&self, line: usize, point: &Identified, event: &Event);
+    fn ended(&self, line: usize, ended: &Ended);
+    /// Another process has brought a run to its result.
+    fn done_elsewhere(&self);
+    /// There is nothing to do but wait for `runs` that another process has.
+    fn waiting(&self, runs: usize);
+    /// The `times`-th interrupt was heard while so many were `running`.
+    fn interrupted(&self, times: usize, running: usize);
+    fn finish(&self);
 }
 
 /// How the points of a sweep ended.
@@ -207,7 +224,7 @@ impl Driver<'_> {
                 waiting.push_back(point);
             }
         }
-        self.progress.begin(summary.reused + waiting.len(), summary.reused);
+        self.watcher.begin(summary.reused + waiting.len(), summary.reused);
         let mut running: Vec<(Identified, Running, Option<Event>, usize)> = Vec::new();
         let mut told_to_stop = 0;
         let mut retry_at = Instant::now();
@@ -223,12 +240,12 @@ impl Driver<'_> {
                     let point = waiting.pop_front().expect("one is waiting");
                     match self.start(&point)? {
                         Start::Started(worker) => {
-                            let line = self.progress.run(&point);
+                            let line = self.watcher.started(&point);
                             running.push((point, worker, None, line));
                         }
                         Start::Done => {
                             summary.elsewhere += 1;
-                            self.progress.done_elsewhere();
+                            self.watcher.done_elsewhere();
                         }
                         Start::Held => {
                             held += 1;
@@ -239,7 +256,7 @@ impl Driver<'_> {
                 if held > 0 {
                     retry_at = Instant::now() + RETRY;
                     if running.is_empty() && !std::mem::replace(&mut said_that_it_waits, true) {
-                        self.progress.waiting(held);
+                        self.watcher.waiting(held);
                     }
                 }
             }
@@ -252,7 +269,7 @@ impl Driver<'_> {
                         worker.kill();
                     }
                 }
-                self.progress.interrupted(interrupts, running.len());
+                self.watcher.interrupted(interrupts, running.len());
                 told_to_stop = interrupts;
             }
             if running.is_empty() && (waiting.is_empty() || interrupts > 0) {
@@ -264,7 +281,7 @@ impl Driver<'_> {
                 // The exit is asked for first: what was written before it is then all there.
                 let exit = worker.try_wait()?;
                 for event in worker.new_events()? {
-                    self.progress.event(*line, point, &event);
+                    self.watcher.event(*line, point, &event);
                     *last = Some(event);
                 }
                 let Some(exit) = exit else {
@@ -275,12 +292,12 @@ impl Driver<'_> {
                 let logged = last.is_some_and(|event| event.kind.ending().is_some());
                 let verdict = (!logged).then(|| run::verdict(exit, &worker.paths));
                 let ended = self.conclude(&point, verdict)?;
-                self.progress.ended(line, &point, &ended);
+                self.watcher.ended(line, &ended);
                 summary.ended.push(ended);
             }
             std::thread::sleep(POLL);
         }
-        self.progress.finish();
+        self.watcher.finish();
         Ok(summary)
     }
 
