@@ -5,6 +5,7 @@ use fathom::report::input::Comparison;
 use fathom::report::{Files, render, write_report};
 use rusqlite::{Connection, params};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const SCHEMA: &str = include_str!("../src/harness/store/schema.sql");
@@ -651,4 +652,26 @@ fn the_command_names_what_is_missing() {
     let empty = tempfile::tempdir().unwrap();
     let message = error(args("rope_variants", empty.path(), false));
     assert!(message.contains("fathom.db: expected a store, found no such file"), "{message}");
+}
+
+/// The reports in the repository are what the store in the repository gives, byte for byte.
+#[test]
+fn the_published_reports_come_from_the_published_store() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let out = tempfile::tempdir().unwrap();
+    for sweep in ["rope_variants", "learning_rate", "context_ceiling"] {
+        fathom::report::write_report(&root.join("results/published"), sweep, out.path()).unwrap();
+        let kept = root.join("reports").join(sweep);
+        let files = |folder: &Path| -> BTreeMap<String, Vec<u8>> {
+            let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+            entries
+                .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+                .collect()
+        };
+        let (written, kept) = (files(&out.path().join(sweep)), files(&kept));
+        assert_eq!(written.keys().collect::<Vec<_>>(), kept.keys().collect::<Vec<_>>());
+        for (name, bytes) in &written {
+            assert!(kept[name] == *bytes, "reports/{sweep}/{name} is not what the store gives");
+        }
+    }
 }
