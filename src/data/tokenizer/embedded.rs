@@ -486,8 +486,10 @@ mod tests {
         let folder = workspace().join(".models/smollm2");
         let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         if !files.map(|f| f.path()).any(|path| path.extension().is_some_and(|e| e == "gguf")) {
-            println!("skipped: there is no GGUF file in {}", folder.display());
-            return;
+            panic!(
+                "{}: expected SmolLM2's .gguf file\n  help: run tools/fetch_smollm2.sh (`make test` does)",
+                folder.display()
+            )
         }
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let text = "The keeper's log, 12 March 1907:\n\n  \"We'll sound it again—40 fathoms, naïve as that is.\"\t<|im_end|> été 漢字 🦀";

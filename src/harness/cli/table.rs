@@ -90,13 +90,14 @@ impl Table {
                 column.map(|text| text.chars().count()).max().unwrap_or(0)
             })
             .collect();
+        let is_number: Vec<bool> = (0..widths.len()).map(|i| self.is_number(i)).collect();
         let mut out = String::new();
         let mut line = |texts: &[String]| {
             let mut written = String::new();
             for (i, text) in texts.iter().enumerate() {
                 let width = widths[i];
                 let gap = if i == 0 { "" } else { "  " };
-                let _ = match self.is_number(i) {
+                let _ = match is_number[i] {
                     true => write!(written, "{gap}{text:>width$}"),
                     false => write!(written, "{gap}{text:<width$}"),
                 };

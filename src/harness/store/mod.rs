@@ -200,13 +200,14 @@ fn prepare(connection: &Connection) -> Result<()> {
         | FunctionFlags::SQLITE_DETERMINISTIC
         | FunctionFlags::SQLITE_INNOCUOUS;
     // NULL in gives NULL out, and so does NaN: SQLite has none.
-    let functions: [(&str, fn(f64) -> f64); 3] =
-        [("exp", f64::exp), ("ln", f64::ln), ("sqrt", f64::sqrt)];
-    for (name, function) in functions {
+    let of_one = |name: &str, function: fn(f64) -> f64| {
         connection.create_scalar_function(name, 1, pure, move |call| {
             Ok(call.get::<Option<f64>>(0)?.map(function))
-        })?;
-    }
+        })
+    };
+    of_one("exp", f64::exp)?;
+    of_one("ln", f64::ln)?;
+    of_one("sqrt", f64::sqrt)?;
     connection.create_scalar_function("pow", 2, pure, |call| {
         let (x, y) = (call.get::<Option<f64>>(0)?, call.get::<Option<f64>>(1)?);
         Ok(x.zip(y).map(|(x, y)| x.powf(y)))
