@@ -4,6 +4,7 @@ use crate::corpus::Document;
 use crate::packing::{Block, Markers, PackOptions, PackReport, Segment, pack};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Result, ensure};
+use fathom_spec::config::Packing;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -98,7 +99,7 @@ impl Dataset {
         let documents: Vec<_> = (0..num_blocks).map(|_| document()).collect();
         let options = PackOptions {
             max_length: sequence_length,
-            strategy: crate::packing::Packing::Unpacked,
+            strategy: Packing::Unpacked,
             ..PackOptions::default()
         };
         let (blocks, report) = pack(&documents, &options, Markers::default())
@@ -236,7 +237,6 @@ fn below(n: u64, rng: &mut ChaCha8Rng) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packing::Packing;
 
     fn document(name: &str, text: &str) -> Document {
         Document { name: name.into(), text: text.into(), digest: String::new() }

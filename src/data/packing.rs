@@ -9,27 +9,12 @@
 //! says where it starts, and nothing is dropped without being counted.
 
 use anyhow::{Result, ensure};
+use fathom_spec::config::Packing;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// A sequence of one token predicts nothing, so it is no block.
 const MIN_BLOCK_LENGTH: usize = 2;
-
-/// How documents share blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Documents back to back in their order, cut at block ends: every block but the last is full.
-    #[default]
-    Greedy,
-    /// Whole documents, longest first, each into the fullest block that has room. Longer ones are cut into full blocks
-    /// and a rest.
-    BestFit,
-    /// As `BestFit`, each into the first block that has room.
-    FirstFit,
-    /// No sharing: each document begins a block of its own.
-    Unpacked,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackOptions {

@@ -6,9 +6,9 @@ use crate::model::{Model, Setup};
 use anyhow::{Context, Result, bail};
 use fathom_data::corpus::Corpus;
 use fathom_data::dataset::Dataset;
-use fathom_data::packing::{self, PackOptions};
+use fathom_data::packing::PackOptions;
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::config::{ModelConfig, Packing, RopeParameters, RopeType, RunConfig, Weights};
+use fathom_spec::config::{ModelConfig, RopeParameters, RopeType, RunConfig, Weights};
 use fathom_spec::record::EventKind;
 use serde_json::json;
 use std::path::Path;
@@ -220,12 +220,7 @@ pub fn data(
 fn pack_options(config: &RunConfig) -> PackOptions {
     PackOptions {
         max_length: config.train.sequence_length,
-        strategy: match config.data.packing {
-            Packing::Greedy => packing::Packing::Greedy,
-            Packing::BestFit => packing::Packing::BestFit,
-            Packing::FirstFit => packing::Packing::FirstFit,
-            Packing::Unpacked => packing::Packing::Unpacked,
-        },
+        strategy: config.data.packing,
         min_length: config.data.min_length,
         stride: 0,
         overflow: true,

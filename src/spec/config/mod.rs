@@ -126,17 +126,19 @@ pub struct DataSection {
     pub add_eos: bool,
 }
 
+/// How documents share blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
-    /// Documents back to back; every block but the last is full.
+    /// Documents back to back in their order, cut at block ends: every block but the last is full.
     #[default]
     Greedy,
-    /// Documents into the fullest block that still has room.
+    /// Whole documents, longest first, each into the fullest block that has room. Longer ones are cut into full blocks
+    /// and a rest.
     BestFit,
-    /// Documents into the first block that has room.
+    /// As `BestFit`, each into the first block that has room.
     FirstFit,
-    /// One document a block.
+    /// No sharing: each document begins a block of its own.
     Unpacked,
 }
 
@@ -595,8 +597,23 @@ impl Optimizer {
         if betas.iter().any(|b| !(0.0..1.0).contains(b)) {
             return Err(format!("betas: expected numbers from 0 to below 1, found {betas:?}"));
         }
-        if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
-            return Err(format!("weight_decay: expected 0 or more, found `{}`", self.weight_decay));
+        // Written so that NaN is none of them.
+        let decay = self.beta2_decay.unwrap_or(-1.0);
+        let clip = self.clip_threshold.unwrap_or(1.0);
+        let momentum = self.momentum.unwrap_or(0.0);
+        let eps = self.eps.unwrap_or(0.0);
+        let floor = self.relative_step_floor.unwrap_or(0.0);
+        for (name, value, holds, expected) in [
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "0 or more"),
+            ("eps", eps, eps >= 0.0, "0 or more"),
+            ("relative_step_floor", floor, floor >= 0.0, "0 or more"),
+            ("beta2_decay", decay, decay < 0.0, "a number below 0"),
+            ("clip_threshold", clip, clip > 0.0, "a number above 0"),
+            ("momentum", momentum, (0.0..1.0).contains(&momentum), "a number from 0 to below 1"),
+        ] {
+            if !holds || value.is_infinite() {
+                return Err(format!("{name}: expected {expected}, found `{value}`"));
+            }
         }
         Ok(())
     }

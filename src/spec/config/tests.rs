@@ -49,6 +49,26 @@ fn mistakes_say_where_and_what() {
     );
     let ignored = error(&format!("{SMALL}  optimizer: {{type: sgd, betas: [0.9, 0.99]}}\n"));
     assert_eq!(ignored, "run.yaml:7: train.optimizer: `betas` is not an option of `sgd`");
+    for (written, message) in [
+        ("type: sgd, momentum: 1", "momentum: expected a number from 0 to below 1, found `1`"),
+        ("type: adamw, eps: -1e-8", "eps: expected 0 or more, found `-0.00000001`"),
+        (
+            "type: adafactor, beta2_decay: 0.8",
+            "beta2_decay: expected a number below 0, found `0.8`",
+        ),
+        (
+            "type: adafactor, clip_threshold: 0",
+            "clip_threshold: expected a number above 0, found `0`",
+        ),
+        (
+            "type: adafactor, relative_step_floor: -1",
+            "relative_step_floor: expected 0 or more, found `-1`",
+        ),
+        ("type: adamw, weight_decay: .inf", "weight_decay: expected 0 or more, found `inf`"),
+    ] {
+        let refused = error(&format!("{SMALL}  optimizer: {{{written}}}\n"));
+        assert_eq!(refused, format!("run.yaml:7: train.optimizer: {message}"));
+    }
     let kind = error(&format!("{SMALL}  optimizer: {{type: adamv}}\n"));
     assert!(kind.contains("did you mean `adamw`?"), "{kind}");
     let missing = error(&SMALL.replace("  learning_rate: 1e-5\n", ""));
