@@ -182,4 +182,52 @@ fn what_cannot_be_run_fails_with_the_way_out() {
     assert!(lost.contains("nowhere"), "{lost}");
     let split = error(&[("data.splits", "{validation: [helt_out.txt]}")]);
     assert!(split.contains("helt_out.txt") && split.contains("held_out.txt"), "{split}");
+    // Found before the first step, not after the last.
+    let far = error(&[("eval.context_lengths", "[100000]")]);
+    assert!(far.contains("eval.context_lengths[0]: expected at most"), "{far}");
+    let unknown =
+        error(&[("eval.context_lengths", "[]"), ("eval.every_steps", "1"), ("eval.split", "test")]);
+    assert!(unknown.contains("expected one of train, validation, found `test`"), "{unknown}");
+    let random = error(&[("data.corpus", "random")]);
+    assert!(random.contains("set eval.context_lengths: []"), "{random}");
+    let short =
+        error(&[("model.max_position_embeddings", "100000"), ("train.sequence_length", "65536")]);
+    assert!(short.contains("which is all of the training split, found `65536`"), "{short}");
+    let events = Outcome::read_back(dir.path(), "refused").events;
+    assert!(!events.iter().any(|e| matches!(e.kind, EventKind::Step { .. })));
+}
+
+/// The last evaluation takes minutes on a long context. A run that dies in it has nothing left to train, and finishes.
+#[test]
+fn a_run_killed_in_its_last_evaluation_finishes_with_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), &[]);
+    let whole = run(dir.path(), "killed", &config);
+    whole.assert_finished();
+    let log = std::fs::read_to_string(whole.paths.events()).unwrap();
+    let saved = log.lines().position(|line| line.contains(r#""kind":"checkpoint""#)).unwrap();
+    let until: Vec<&str> = log.lines().take(saved + 1).collect();
+    std::fs::write(whole.paths.events(), until.join("\n") + "\n").unwrap();
+    let resumed = run(dir.path(), "killed", &config);
+    resumed.assert_finished();
+    assert_eq!(resumed.losses(), whole.losses());
+    assert_eq!(resumed.perplexities(), whole.perplexities());
+}
+
+/// What was trained on is said to be, whatever the file is called.
+#[test]
+fn a_held_out_text_that_is_trained_on_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let also_trained = |name: &str, config: &fathom_spec::config::RunConfig| {
+        let outcome = run(dir.path(), name, config);
+        outcome.assert_finished();
+        outcome.facts()["data.held_out_also_trained_on"].clone()
+    };
+    let base = config(dir.path(), &[]);
+    assert_eq!(also_trained("apart", &base), serde_json::json!([]));
+    let train = config(dir.path(), &[("eval.split", "train")]);
+    assert_eq!(also_trained("train", &train), serde_json::json!(["a.txt", "b.txt"]));
+    std::fs::copy(dir.path().join("corpus/held_out.txt"), dir.path().join("corpus/copy.txt"))
+        .unwrap();
+    assert_eq!(also_trained("copy", &base), serde_json::json!(["held_out.txt"]));
 }

@@ -3,7 +3,7 @@
 use crate::facts::Sink;
 use crate::model::weights::ModelFiles;
 use crate::model::{Model, Setup};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_data::corpus::Corpus;
 use fathom_data::dataset::Dataset;
 use fathom_data::packing::PackOptions;
@@ -11,6 +11,7 @@ use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::{ModelConfig, RopeParameters, RopeType, RunConfig, Weights};
 use fathom_spec::record::EventKind;
 use serde_json::json;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind};
@@ -32,7 +33,10 @@ pub fn override_rope(
     }
     let parameters = &mut config.rope_parameters;
     if matches!(parameters.rope_type, RopeType::Yarn | RopeType::Dynamic) {
-        parameters.original_max_position_embeddings.get_or_insert(own.max_position_embeddings);
+        let original = own.rope_parameters.original_max_position_embeddings;
+        parameters
+            .original_max_position_embeddings
+            .get_or_insert(original.unwrap_or(own.max_position_embeddings));
     }
     config.max_position_embeddings = max_position_embeddings.unwrap_or(own.max_position_embeddings);
     config
@@ -61,6 +65,7 @@ pub fn model(config: &RunConfig, device: Device, sink: &mut impl Sink) -> Result
     }
     let shape =
         override_rope(&own, section.rope_parameters.as_ref(), section.max_position_embeddings);
+    shape.check().map_err(|message| anyhow!("model: {message}"))?;
     let setup = Setup {
         device,
         dtype: section.dtype,
@@ -131,12 +136,7 @@ pub fn tokenizer(
     let spec = config.tokenizer.path.as_deref().or(own);
     let spec = spec.context("tokenizer.path: expected a path or `bytes`, found nothing")?;
     let tokenizer = Tokenizer::from_spec(spec)?;
-    let (ids, vocab_size) = (tokenizer.vocab_size(), shape.vocab_size);
-    if ids > vocab_size {
-        bail!(
-            "tokenizer.path: expected at most the model's vocab_size of {vocab_size} ids, found {ids} in `{spec}`"
-        );
-    }
+    fits_vocabulary("tokenizer.path", &tokenizer, spec, shape)?;
     let length = config.train.sequence_length;
     if let Some(limit) = tokenizer.max_length().filter(|&limit| length > limit)
         && config.model.max_position_embeddings.is_none_or(|lifted| length > lifted)
@@ -146,8 +146,26 @@ pub fn tokenizer(
              help: set model.max_position_embeddings: {length} to lift the limit"
         );
     }
+    let ids = tokenizer.vocab_size();
     sink.fact("tokenizer.path", json!({ "vocab_size": ids, "digest": tokenizer.digest()? }));
     Ok(tokenizer)
+}
+
+/// # Errors
+///
+/// When the tokenizer has ids that the model has no embedding for; `place` names what chose it.
+pub fn fits_vocabulary(
+    place: &str,
+    tokenizer: &Tokenizer,
+    spec: &str,
+    shape: &ModelConfig,
+) -> Result<()> {
+    let (ids, vocab_size) = (tokenizer.vocab_size(), shape.vocab_size);
+    ensure!(
+        ids <= vocab_size,
+        "{place}: expected at most the model's vocab_size of {vocab_size} ids, found {ids} in `{spec}`"
+    );
+    Ok(())
 }
 
 /// The data of a run.
@@ -176,6 +194,11 @@ pub fn data(
         let blocks = train.total_tokens.0.div_ceil(train.sequence_length as u64) as usize;
         let train =
             Dataset::random(vocab_size, train.sequence_length, blocks.clamp(1, 64), train.seed);
+        ensure!(
+            config.eval.context_lengths.is_empty() && config.eval.every_steps == 0,
+            "eval: expected no context_lengths and no every_steps with data.corpus: random, found some\n  \
+             help: random tokens have no perplexity worth knowing: set eval.context_lengths: []"
+        );
         sink.fact("data.corpus", RANDOM_CORPUS);
         describe_packing(config, &train, sink);
         return Ok(Data { train: Arc::new(train), held_out: None, held_out_documents: Vec::new() });
@@ -189,32 +212,66 @@ pub fn data(
     let splits = &config.data.splits;
     let documents = corpus.split(splits, "train")?;
     let train = Dataset::build(&documents, tokenizer, &options)?;
+    fills_its_blocks(config, &train, sink)?;
+    let trained: HashSet<String> = documents.iter().map(|d| d.digest.clone()).collect();
     sink.fact(
         "data.corpus",
         json!({ "digest": corpus.digest(), "documents": corpus.documents.len() }),
     );
     let names: Vec<_> = documents.iter().map(|d| d.name.clone()).collect();
     sink.fact("data.splits", json!({ "train": names }));
-    sink.fact("data.held_out_also_trained_on", json!(corpus.overlap(splits)?));
+    let mut also_trained: BTreeSet<String> = corpus.overlap(splits)?.into_iter().collect();
     describe_packing(config, &train, sink);
 
     let split = &config.eval.split;
-    let evaluates = !config.eval.context_lengths.is_empty();
+    let evaluates = !config.eval.context_lengths.is_empty() || config.eval.every_steps > 0;
     if !evaluates && !config.data.splits.contains_key(split) {
+        sink.fact("data.held_out_also_trained_on", json!(also_trained));
         return Ok(Data { train: Arc::new(train), held_out: None, held_out_documents: Vec::new() });
     }
     let documents = corpus.split(splits, split)?;
     let names: Vec<_> = documents.iter().map(|d| d.name.clone()).collect();
     sink.fact("eval.split", json!({ "name": split, "documents": names }));
+    // By content: a copy under another name was trained on too.
+    let copies = documents.iter().filter(|d| trained.contains(&d.digest));
+    also_trained.extend(copies.map(|d| d.name.clone()));
+    sink.fact("data.held_out_also_trained_on", json!(also_trained));
     let held_out = Dataset::build(&documents, tokenizer, &options)?;
     let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
     let bos = tokenizer.bos_id().filter(|_| config.data.add_bos);
-    let held_out_documents = tokenizer
+    let held_out_documents: Vec<Vec<u32>> = tokenizer
         .encode_batch(&texts)?
         .into_iter()
         .map(|ids| bos.into_iter().chain(ids).collect())
         .collect();
+    let longest = held_out_documents.iter().map(Vec::len).max().unwrap_or(0);
+    if let Some(&shortest) = config.eval.context_lengths.first().filter(|&&w| w > longest) {
+        bail!(
+            "eval.context_lengths[0]: expected at most {longest} tokens, which the longest document of `{split}` has, found \
+             `{shortest}`\n  help: evaluate shorter lengths, or hold out a longer document"
+        );
+    }
     Ok(Data { train: Arc::new(train), held_out: Some(held_out), held_out_documents })
+}
+
+/// A sequence length that no block has would only be a number in a report.
+fn fills_its_blocks(config: &RunConfig, train: &Dataset, sink: &mut impl Sink) -> Result<()> {
+    let (length, report) = (config.train.sequence_length, &train.report);
+    ensure!(
+        report.tokens_packed + report.tokens_repeated >= length,
+        "train.sequence_length: expected at most {} tokens, which is all of the training split, found `{length}`\n  \
+         help: lower it, or train on more text",
+        report.tokens_packed
+    );
+    if report.max < length * 9 / 10 {
+        let message = format!(
+            "train.sequence_length: configured as {length}, but the longest block has {} tokens: data.packing lays no more \
+             documents together",
+            report.max
+        );
+        sink.event(EventKind::Warning { message });
+    }
+    Ok(())
 }
 
 fn pack_options(config: &RunConfig) -> PackOptions {

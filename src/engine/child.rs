@@ -41,6 +41,21 @@ struct Log {
     step: Arc<AtomicU64>,
 }
 
+impl Log {
+    /// Takes over the facts of earlier attempts: a run that is resumed after its last step meets no batch any more, and what
+    /// it met before still counts.
+    fn remember(&mut self, paths: &RunPaths) -> Result<()> {
+        let (events, _) = read_events(&paths.events(), 0)?;
+        let mut facts = self.facts.lock().unwrap_or_else(|e| e.into_inner());
+        for event in events {
+            if let EventKind::Fact { name, value } = event.kind {
+                facts.insert(name, value);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Sink for Log {
     /// # Panics
     ///
@@ -106,6 +121,7 @@ pub fn run(folder: &Path) -> ExitCode {
 
 fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<EventKind> {
     let config = RunConfig::read(&paths.config())?;
+    log.remember(paths)?;
     let device = torch::open_device(config.run.device, config.run.memory_cap)?;
     progress.device.set(Some(device));
     if let Some(threads) = config.run.threads {
@@ -118,7 +134,9 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
     }
     log.fact("run.device", device_text(device));
     log.fact("run.threads", tch::get_num_threads());
-    log.fact("run.memory_cap", config.run.memory_cap.map(|cap| cap.0));
+    // The limit as it was set, not as it was asked for: the kernel's on the CPU, the allocator's on CUDA.
+    let limit = if device == Device::Cpu { torch::data_limit() } else { torch::allocator_cap() };
+    log.fact("run.memory_cap", limit);
 
     progress.phase.set("load");
     let model = assemble::model(&config, device, log)?;
@@ -313,8 +331,13 @@ pub fn driver_version() -> Option<String> {
 
 /// The environment variables that can change a result.
 fn environment() -> BTreeMap<String, String> {
-    const RELEVANT: [&str; 4] =
-        ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"];
+    const RELEVANT: [&str; 5] = [
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ALLOC_CONF",
+        "CUDA_VISIBLE_DEVICES",
+    ];
     RELEVANT.iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))).collect()
 }
 
@@ -369,12 +392,19 @@ fn memory_event(step: u64, phase: &str, device: Device) -> EventKind {
     }
 }
 
+/// What LibTorch and its libraries say when memory runs out. cuBLAS and cuDNN allocate past LibTorch's own allocator.
+const OUT_OF_MEMORY: [&str; 5] = [
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+];
+
 /// Classifies an error: running out of memory is an ending of its own.
 fn failure(message: &str, progress: &Progress) -> EventKind {
     let (step, phase) = (progress.step.get(), progress.phase.get().to_string());
-    let out_of_memory =
-        message.contains("out of memory") || message.contains("can't allocate memory");
-    if !out_of_memory {
+    if !OUT_OF_MEMORY.iter().any(|words| message.contains(words)) {
         return EventKind::Failed { error: without_frames(message) };
     }
     let asked = quantity_after(message, "Tried to allocate ")
@@ -392,6 +422,17 @@ fn failure(message: &str, progress: &Progress) -> EventKind {
         |n: Option<u64>| n.map_or("an unknown amount".to_string(), |n| Bytes(n).to_string());
     let message = format!("asked for {}, {} free of {}", bytes(asked), bytes(free), bytes(total));
     EventKind::OutOfMemory { step, phase, asked, free, total, message }
+}
+
+/// What a panic has to say, in one line.
+pub fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    match failure(&panic_message(panic), &Progress::default()) {
+        EventKind::OutOfMemory { message, .. } => {
+            format!("out of memory: {message}\n  help: evaluate shorter lengths, or in bfloat16")
+        }
+        EventKind::Failed { error } => error,
+        other => format!("{other:?}"),
+    }
 }
 
 /// What the process may still allocate under its limit; `None` without one.
@@ -500,6 +541,9 @@ mod tests {
             panic!("not classified as out of memory");
         };
         assert_eq!(asked, Some(4096));
+        for other in ["std::bad_alloc", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `c`"] {
+            assert!(matches!(failure(other, &progress), EventKind::OutOfMemory { .. }), "{other}");
+        }
         assert!(matches!(failure("no such file", &progress), EventKind::Failed { .. }));
     }
 

@@ -3,14 +3,16 @@
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fathom_data::tokenizer::Tokenizer;
+use fathom_engine::assemble::{self, fits_vocabulary};
 use fathom_engine::eval::{document_nll, perplexity};
 use fathom_engine::model::weights::ModelFiles;
 use fathom_engine::model::{Model, Setup};
-use fathom_engine::{assemble, child, torch};
+use fathom_engine::{child, torch};
 use fathom_spec::config::written::Written;
 use fathom_spec::config::{self, Attention, Device, Dtype, RopeParameters};
 use fathom_spec::units::format_number;
 use serde_json::json;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -115,11 +117,11 @@ struct PerplexityArgs {
     #[arg(long, default_value_t = 256)]
     last_stride: usize,
     /// Last-stride windows a context length
-    #[arg(long, default_value_t = 16)]
-    max_windows: usize,
+    #[arg(long, default_value = "16")]
+    max_windows: NonZeroUsize,
     /// Width of the bins of NLL by position in tokens, in place of half octaves
     #[arg(long)]
-    bin_tokens: Option<usize>,
+    bin_tokens: Option<NonZeroUsize>,
 }
 
 fn main() -> ExitCode {
@@ -129,8 +131,8 @@ fn main() -> ExitCode {
             std::panic::set_hook(Box::new(|_| {}));
             return child::run(&folder);
         }
-        Command::Eval(Eval::Tokens(args)) => eval_tokens(&args),
-        Command::Eval(Eval::Perplexity(args)) => eval_perplexity(&args),
+        Command::Eval(Eval::Tokens(args)) => caught(|| eval_tokens(&args)),
+        Command::Eval(Eval::Perplexity(args)) => caught(|| eval_perplexity(&args)),
         Command::Doctor { json } => doctor(json),
     };
     match result {
@@ -142,6 +144,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Turns a panic of LibTorch (memory that ran out, most often) into an error that says what happened.
+fn caught(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| bail!(child::panicked(&*panic)))
+}
+
 /// Opens the model for evaluation: no gradients, weights in the dtype that is computed in.
 fn open_model(args: &ModelArgs) -> Result<Model> {
     let device =
@@ -150,6 +159,7 @@ fn open_model(args: &ModelArgs) -> Result<Model> {
     let files = ModelFiles::open(&args.model)?;
     let rope = args.rope.as_deref().map(parse_rope).transpose()?;
     let config = assemble::override_rope(files.config(), rope.as_ref(), None);
+    config.check().map_err(|message| anyhow::anyhow!("--rope: {message}"))?;
     let dtype = match args.dtype {
         DtypeArg::Float32 => Dtype::Float32,
         DtypeArg::Bfloat16 => Dtype::Bfloat16,
@@ -223,6 +233,7 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
     let model = open_model(&args.model)?;
     let spec = args.tokenizer.clone().unwrap_or_else(|| args.model.model.display().to_string());
     let tokenizer = Tokenizer::from_spec(&spec)?;
+    fits_vocabulary("--tokenizer", &tokenizer, &spec, &model.config)?;
     let bos = tokenizer.bos_id().filter(|_| args.add_bos);
     let mut documents = Vec::new();
     for path in &args.text {
@@ -237,11 +248,18 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
     let options = perplexity::Options {
         context_lengths,
         last_stride: args.last_stride,
-        max_windows: args.max_windows.max(1),
-        bin_tokens: args.bin_tokens.filter(|&width| width > 0),
+        max_windows: args.max_windows.get(),
+        bin_tokens: args.bin_tokens.map(NonZeroUsize::get),
         tile_tokens: 2048,
     };
     let report = perplexity::measure(&model, &documents, &options)?;
+    let longest = documents.iter().map(Vec::len).max().unwrap_or(0);
+    let left_out: Vec<_> = options.context_lengths.iter().filter(|&&w| w > longest).collect();
+    if !left_out.is_empty() {
+        eprintln!(
+            "warning: --lengths: {left_out:?} were left out: the longest document has {longest} tokens"
+        );
+    }
     if args.model.json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());

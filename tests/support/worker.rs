@@ -88,6 +88,22 @@ fn prepare(dir: &Path, name: &str, config: &RunConfig) -> RunPaths {
 }
 
 impl Outcome {
+    /// What a run in `dir/name` has logged so far.
+    pub fn read_back(dir: &Path, name: &str) -> Outcome {
+        Outcome::read(RunPaths::new(dir.join(name)))
+    }
+
+    /// `(method, context length, nll)` of every perplexity event.
+    pub fn perplexities(&self) -> Vec<(String, u64, f64)> {
+        let rows = self.events.iter().filter_map(|event| match &event.kind {
+            EventKind::Perplexity { method, context_length, nll, .. } => {
+                Some((format!("{method:?}"), *context_length, *nll))
+            }
+            _ => None,
+        });
+        rows.collect()
+    }
+
     fn read(paths: RunPaths) -> Outcome {
         let (events, _) = read_events(&paths.events(), 0).unwrap();
         Outcome { events, paths }

@@ -75,7 +75,10 @@ pub fn measure(model: &Model, documents: &[Vec<u32>], options: &Options) -> Resu
         options.context_lengths.iter().copied().filter(|&w| w <= longest).collect();
     if lengths.is_empty() {
         let shortest = options.context_lengths.first().copied().unwrap_or(0);
-        bail!("eval: expected a document of at least {shortest} tokens, found at most {longest}");
+        bail!(
+            "context lengths: expected at most {longest} tokens, which the longest document has, found `{shortest}`\n  \
+             help: evaluate shorter lengths, or a longer text"
+        );
     }
     let (prefix, by_position) = prefix(model, documents, &lengths, options)?;
     let last_stride = if options.last_stride == 0 {

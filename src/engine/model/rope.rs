@@ -18,6 +18,8 @@ pub struct Rope {
     theta: f64,
     /// The window before scaling, `L`; for `dynamic` the window `M` past which the base grows.
     original: f64,
+    /// The window after scaling: `longrope` without a `factor` takes the ratio of the two.
+    max_position: f64,
 }
 
 /// Inverse frequencies (radians a position, `H/2` of them) and the factor that multiplies cos and sin.
@@ -37,6 +39,7 @@ impl Rope {
             head_dim: config.head_dim(),
             theta: parameters.rope_theta.unwrap_or(10_000.0),
             original: original.unwrap_or(config.max_position_embeddings) as f64,
+            max_position: config.max_position_embeddings as f64,
             parameters,
         }
     }
@@ -113,7 +116,7 @@ impl Rope {
             plain.len(),
             "one longrope factor for each of the head_dim / 2 frequencies"
         );
-        let scale = p.factor.unwrap_or(1.0);
+        let scale = p.factor.unwrap_or(self.max_position / self.original);
         let attention_scaling = p.attention_factor.unwrap_or(if scale <= 1.0 {
             1.0
         } else {

@@ -128,9 +128,20 @@ pub fn open_device(wanted: config::Device, memory_cap: Option<Bytes>) -> Result<
         config::Device::Auto => 0,
         config::Device::Cuda(index) => index,
     };
-    configure_allocator(index, memory_cap)?;
+    let capped = configure_allocator(index, memory_cap)?;
     match load_cuda() {
-        Ok(()) if (index as i64) < Cuda::device_count() => Ok(Device::Cuda(index)),
+        Ok(()) if memory_cap.is_some() && !capped => bail!(
+            "run.memory_cap: expected to set it by {ALLOCATOR_VARIABLE}, found that it can't be: {}\n  \
+             help: unset {ALLOCATOR_VARIABLE}, or leave run.memory_cap out",
+            match env_options().contains(FRACTION) {
+                true => "the variable holds a fraction of its own",
+                false => "the CUDA runtime does not say how much memory the device has",
+            }
+        ),
+        Ok(()) if (index as i64) < Cuda::device_count() => {
+            let _ = ALLOCATOR_CAP.set(memory_cap);
+            Ok(Device::Cuda(index))
+        }
         Ok(()) => bail!(
             "run.device: expected one of {} CUDA devices, found `cuda:{index}`",
             Cuda::device_count()
@@ -142,21 +153,69 @@ pub fn open_device(wanted: config::Device, memory_cap: Option<Bytes>) -> Result<
     }
 }
 
-/// Tells LibTorch's CUDA allocator how to behave, by the environment variable that it reads when it starts.
-fn configure_allocator(index: usize, memory_cap: Option<Bytes>) -> Result<()> {
-    const VARIABLE: &str = "PYTORCH_CUDA_ALLOC_CONF";
-    let mut options = vec!["expandable_segments:True".to_string()];
-    if let Some(cap) = memory_cap
-        && let Some(total) = total_memory_before_allocator(index)
+/// The options of LibTorch's CUDA allocator, and the older name that they have.
+const ALLOCATOR_VARIABLE: &str = "PYTORCH_CUDA_ALLOC_CONF";
+const ALLOCATOR_VARIABLE_NEW: &str = "PYTORCH_ALLOC_CONF";
+const FRACTION: &str = "per_process_memory_fraction";
+const EXPANDABLE: &str = "expandable_segments";
+
+static ALLOCATOR_CAP: OnceLock<Option<Bytes>> = OnceLock::new();
+
+/// The cap that the CUDA allocator was started with, in bytes; `None` without one.
+pub fn allocator_cap() -> Option<u64> {
+    ALLOCATOR_CAP.get().copied().flatten().map(|cap| cap.0)
+}
+
+/// What the environment says to the allocator.
+fn env_options() -> String {
+    let names = [ALLOCATOR_VARIABLE_NEW, ALLOCATOR_VARIABLE];
+    names.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default()
+}
+
+/// Tells LibTorch's CUDA allocator how to behave, by the environment variable that it reads when it starts: what stands
+/// there already stays. Answers whether the cap is set.
+fn configure_allocator(index: usize, memory_cap: Option<Bytes>) -> Result<bool> {
+    let total = memory_cap.and_then(|_| total_memory_before_allocator(index));
+    if let (Some(cap), Some(total)) = (memory_cap, total)
+        && cap.0 > total
     {
-        if cap.0 > total {
-            bail!("run.memory_cap: expected at most the device's {}, found `{cap}`", Bytes(total));
+        bail!("run.memory_cap: expected at most the device's {}, found `{cap}`", Bytes(total));
+    }
+    let fraction = memory_cap.zip(total).map(|(cap, total)| cap.0 as f64 / total as f64);
+    let (options, capped) = allocator_options(&env_options(), fraction);
+    for name in [ALLOCATOR_VARIABLE, ALLOCATOR_VARIABLE_NEW] {
+        if name == ALLOCATOR_VARIABLE || std::env::var_os(name).is_some() {
+            // SAFETY: called by the worker before it starts any thread of its own or LibTorch's CUDA half.
+            unsafe { std::env::set_var(name, &options) };
         }
-        options.push(format!("per_process_memory_fraction:{:.9}", cap.0 as f64 / total as f64));
     }
-    if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: called by the worker before it starts any thread of its own or LibTorch's CUDA half.
-        unsafe { std::env::set_var(VARIABLE, options.join(",")) };
+    Ok(capped)
+}
+
+/// The allocator's options with ours beside the `given` ones, and whether `fraction` is among them.
+fn allocator_options(given: &str, fraction: Option<f64>) -> (String, bool) {
+    let mut options: Vec<String> =
+        given.split(',').map(str::trim).filter(|o| !o.is_empty()).map(str::to_string).collect();
+    if !given.contains(EXPANDABLE) {
+        options.push(format!("{EXPANDABLE}:True"));
     }
-    Ok(())
+    let fraction = fraction.filter(|_| !given.contains(FRACTION));
+    options.extend(fraction.map(|fraction| format!("{FRACTION}:{fraction:.9}")));
+    (options.join(","), fraction.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cap_is_set_beside_the_options_of_the_shell_or_not_at_all() {
+        let options = |given, fraction| allocator_options(given, fraction);
+        assert_eq!(options("", None), ("expandable_segments:True".into(), false));
+        let beside = "expandable_segments:False,per_process_memory_fraction:0.250000000";
+        assert_eq!(options("expandable_segments:False", Some(0.25)), (beside.into(), true));
+        let own = "per_process_memory_fraction:0.5";
+        let kept = "per_process_memory_fraction:0.5,expandable_segments:True";
+        assert_eq!(options(own, Some(0.25)), (kept.into(), false));
+    }
 }

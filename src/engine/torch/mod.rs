@@ -3,7 +3,7 @@
 mod device;
 mod memory;
 
-pub use device::{DeviceInfo, cuda_devices, cuda_missing, open_device};
+pub use device::{DeviceInfo, allocator_cap, cuda_devices, cuda_missing, open_device};
 pub use memory::{
     Memory, data_in_use, data_limit, empty_cache, limit_resident_memory, memory, reset_peak,
 };

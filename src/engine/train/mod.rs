@@ -28,6 +28,9 @@ use tch::{Tensor, no_grad};
 /// Steps that the running average of the loss is over.
 const AVERAGE_STEPS: usize = 10;
 
+/// Nats a token that the average has to have risen: near zero (a small corpus by heart) a ratio says nothing.
+const LEAST_RISE: f64 = 1.0;
+
 /// What a run trains with. All of it is made by the caller, so that a test can make it too.
 pub struct Training<'a> {
     pub config: &'a RunConfig,
@@ -249,6 +252,8 @@ fn diverged(state: &mut TrainerState, loss: f64, grad_norm: f64, max_ratio: f64)
     if !grad_norm.is_finite() {
         return Some(format!("the gradient norm is {grad_norm}"));
     }
+    // What the model began with: an explosion in the first steps has no average below it.
+    state.lowest_average.get_or_insert(loss);
     state.recent_losses.push(loss);
     if state.recent_losses.len() > AVERAGE_STEPS {
         state.recent_losses.remove(0);
@@ -259,7 +264,7 @@ fn diverged(state: &mut TrainerState, loss: f64, grad_norm: f64, max_ratio: f64)
     let average = state.recent_losses.iter().sum::<f64>() / AVERAGE_STEPS as f64;
     let lowest = state.lowest_average.map_or(average, |lowest| lowest.min(average));
     state.lowest_average = Some(lowest);
-    (average > max_ratio * lowest).then(|| {
+    (average > max_ratio * lowest && average - lowest > LEAST_RISE).then(|| {
         format!(
             "the loss averaged over {AVERAGE_STEPS} steps is {average:.4}, more than train.max_loss_ratio ({max_ratio}) times its lowest ({lowest:.4})"
         )

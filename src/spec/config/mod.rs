@@ -115,7 +115,7 @@ pub struct DataSection {
     pub splits: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     pub packing: Packing,
-    /// Blocks shorter than this many tokens are dropped, and counted.
+    /// Documents and blocks of fewer tokens than this are dropped, and counted.
     #[serde(default = "default_min_length")]
     pub min_length: usize,
     /// Begin each document with the tokenizer's BOS, where it has one.
@@ -184,7 +184,8 @@ pub struct TrainSection {
     /// How many checkpoints to keep; the last one always is.
     #[serde(default = "one")]
     pub keep_checkpoints: usize,
-    /// Ends the run as diverged when the loss, averaged over 10 steps, is more than this many times its lowest such average.
+    /// Ends the run as diverged when the loss, averaged over 10 steps, is more than this many times its lowest such average
+    /// (or the first loss), and more than 1 nat a token above it.
     #[serde(default = "default_max_loss_ratio")]
     pub max_loss_ratio: f64,
 }

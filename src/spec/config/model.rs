@@ -193,7 +193,29 @@ impl ModelConfig {
                 self.model_type
             ));
         }
-        self.rope_parameters.check()
+        match self.sliding_window {
+            Some(0) => return Err("sliding_window: expected 1 or more, found `0`".into()),
+            // transformers computes a window for Mistral only: a checkpoint would lose it.
+            Some(window) if self.model_type == "llama" => {
+                return Err(format!(
+                    "sliding_window: expected none with model_type `llama`, found `{window}`\n  help: set model_type: mistral"
+                ));
+            }
+            _ => {}
+        }
+        self.rope_parameters.check()?;
+        let (half, rope) = (self.head_dim() / 2, &self.rope_parameters);
+        for (name, factors) in
+            [("short_factor", &rope.short_factor), ("long_factor", &rope.long_factor)]
+        {
+            if let Some(factors) = factors.as_ref().filter(|factors| factors.len() != half) {
+                return Err(format!(
+                    "rope_parameters.{name}: expected {half} numbers (head_dim / 2), found {}",
+                    factors.len()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
