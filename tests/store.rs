@@ -840,6 +840,8 @@ fn runs_are_found_by_how_their_ids_begin() {
 fn runs_ls_prints_a_line_a_run() {
     let dir = tempfile::tempdir().unwrap();
     let store = example(dir.path());
+    let running = RunPaths::in_results(dir.path(), &RunId("a30000000000".into()));
+    let held = fathom::run::lock(&running).unwrap().expect("nobody else has it");
     let all = runs::ls(&store, None, None).unwrap();
     insta::assert_snapshot!(runs::short(&all).render(Format::Table), @r#"
     run           sweep          label       seed  status    step  tokens  time   loss  peak memory  device
@@ -850,9 +852,15 @@ fn runs_ls_prints_a_line_a_run() {
     a30000000000  rope_variants  rope=yarn      1  running      2  128     8.0 s     2  102.0 MiB    a processor
     b00000000000  -              -              7  failed       0  0       1.0 s     -  -            a processor
     "#);
-    let finished = runs::ls(&store, Some("rope_variants"), Some(Status::Running)).unwrap();
-    assert_eq!(finished.rows.len(), 1);
-    assert_eq!(finished.rows[0][3], "a30000000000".into());
+    let of = |status| {
+        let rows = runs::ls(&store, Some("rope_variants"), Some(status)).unwrap().rows;
+        rows.into_iter().map(|row| row[3].clone()).collect::<Vec<_>>()
+    };
+    let a3 = Cell::from("a30000000000");
+    assert_eq!((of(Status::Running), of(Status::Lost)), (vec![a3.clone()], vec![]));
+    // Its log says that it runs, and nobody has it any more.
+    drop(held);
+    assert_eq!((of(Status::Running), of(Status::Lost)), (vec![], vec![a3]));
 }
 
 #[test]

@@ -240,6 +240,43 @@ include: [{ train.sequence_length: 8, train.learning_rate: 0.5 }]
 }
 
 #[test]
+fn an_included_point_has_every_seed_unless_it_names_its_own() {
+    let project = Project::new();
+    let file = "
+axes: { train.learning_rate: [0.01] }
+seeds: 2
+include: [{ train.learning_rate: 0.5 }, { train.learning_rate: 0.7, train.seed: 9 }]
+";
+    assert_eq!(
+        project.points(file, "train.learning_rate"),
+        [
+            "learning_rate=0.01, 0: 0.01",
+            "learning_rate=0.01, 1: 0.01",
+            "learning_rate=0.5, 0: 0.5",
+            "learning_rate=0.5, 1: 0.5",
+            "learning_rate=0.7, 9: 0.7",
+        ]
+    );
+}
+
+/// Settings that only say where a run runs make no other run: three points with one result would be two invented ones.
+#[test]
+fn points_that_are_one_run_are_refused_before_anything_runs() {
+    let project = Project::new();
+    project.sweep("axes: { run.threads: [1, 2] }");
+    for command in ["plan", "run"] {
+        let output = project.fathom(&scripted(), &["sweep", command, "s.yaml"]).output().unwrap();
+        exits(&output, 1);
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("found two that are the same run: `threads=1` and `threads=2`"),
+            "{said}"
+        );
+    }
+    assert!(!project.results().join("runs").exists());
+}
+
+#[test]
 fn ranges_are_what_a_person_would_have_written() {
     let project = Project::new();
     assert_eq!(
@@ -355,7 +392,15 @@ fn mistakes_are_named_with_their_place() {
         ),
         (
             "axes: { train.learning_rate: [1, 2] }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
-            "search: expected a sweep without axes, found 2 points",
+            "s.yaml:3: search: expected a sweep without `axes`, found one at line 2",
+        ),
+        (
+            "seeds: [5]\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "search: expected a sweep without `seeds`, found one at line 2",
+        ),
+        (
+            "axes: { rope: { plain: {}, wide: { train.max_grad_norm: 2 } } }\ninclude: [{ rope: plian }]",
+            "s.yaml:3: include: expected a label of the axis `rope`, found `plian`\n  help: did you mean `plain`? its labels: plain, wide",
         ),
         ("name: ../x", "name: expected a name that can be a folder's, found `../x`"),
         ("axes: [1, 2", "s.yaml:"),
@@ -502,10 +547,17 @@ fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
     project.sweep(GRID);
     let child = project
         .fathom(&scripted(), &["sweep", "run", "s.yaml", "--jobs", "2"])
-        .env("SCRIPT_STEP_MS", "30")
+        .env("SCRIPT_STEP_MS", "200")
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(400));
+    let at_work = || {
+        let folders = std::fs::read_dir(project.results().join("runs")).into_iter().flatten();
+        let logs =
+            folders.map(|f| std::fs::read_to_string(RunPaths::new(f.unwrap().path()).events()));
+        logs.filter(|log| log.as_ref().is_ok_and(|log| log.contains(r#""kind":"step""#))).count()
+            == 2
+    };
+    until("two workers have made a step", at_work);
     signal(&child, nix::sys::signal::Signal::SIGINT);
     let output = child.wait_with_output().unwrap();
     exits(&output, 130);
@@ -521,6 +573,141 @@ fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
     let mut attempts = project.attempts();
     attempts.sort_unstable();
     assert_eq!(attempts, [1, 1, 1, 1, 2, 2]);
+}
+
+/// One run's damaged log is that run's trouble: the others go on, now and the next time.
+#[test]
+fn a_damaged_log_fails_its_run_alone() {
+    let longer = "axes: { train.learning_rate: [0.1, 0.2, 0.3, 0.4] }\nseeds: 2\n";
+    let expected = uninterrupted(&scripted(), longer);
+    let project = Project::new();
+    project.sweep(GRID);
+    exits(&project.run(&scripted()), 0);
+    let folders = std::fs::read_dir(project.results().join("runs")).unwrap();
+    let victim = folders.map(|entry| entry.unwrap().path()).min().unwrap();
+    let log = RunPaths::new(&victim).events();
+    let whole = std::fs::read_to_string(&log).unwrap();
+    std::fs::write(&log, format!("{whole}{{\"loss\": NaN}}\n")).unwrap();
+    project.sweep(longer);
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    let said = text(&output.stdout);
+    assert!(said.contains("runs: 1 failed, 2 finished, 5 done before\n"), "{said}");
+    let id = victim.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(&format!("help: remove runs/{id} of the results")), "{said}");
+    std::fs::remove_dir_all(&victim).unwrap();
+    let output = project.run(&scripted());
+    exits(&output, 0);
+    assert!(text(&output.stdout).contains("1 finished, 7 done before"), "{}", text(&output.stdout));
+    assert_eq!(project.table(), expected);
+}
+
+/// A worker that writes what is no event is ended, and the sweep goes on.
+#[test]
+fn a_worker_that_breaks_the_protocol_fails_alone() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [16, 0.1] }");
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    let said = text(&output.stdout);
+    assert!(
+        said.contains("runs: 1 failed, 1 finished\n") && said.contains("expected an event"),
+        "{said}"
+    );
+}
+
+/// Memory that others held may be free now: `--again` asks for one more try.
+#[test]
+fn out_of_memory_is_a_result_until_it_is_asked_for_again() {
+    let project = Project::new();
+    project.sweep("axes: { train.sequence_length: [16, 64] }");
+    let run = |edge: &str, more: &[&str]| {
+        let arguments = [&["sweep", "run", "s.yaml"], more].concat();
+        let output =
+            project.fathom(&scripted(), &arguments).env("SCRIPT_EDGE", edge).output().unwrap();
+        exits(&output, 0);
+        text(&output.stdout)
+    };
+    let said = run("32", &[]);
+    assert!(
+        said.contains("1 finished, 1 out_of_memory") && said.contains("--again out_of_memory"),
+        "{said}"
+    );
+    assert!(run("99", &[]).contains("runs: 2 done before\n"));
+    let said = run("99", &["--again", "out_of_memory"]);
+    assert!(said.contains("runs: 1 finished, 1 done before\n"), "{said}");
+    let refused = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml", "--again", "finished"])
+        .output()
+        .unwrap();
+    assert!(
+        text(&refused.stderr).contains("expected `out_of_memory` or `diverged`, found `finished`")
+    );
+}
+
+/// What `--set` did to a sweep is written on its report.
+#[test]
+fn a_report_says_what_the_command_line_set() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [0.1, 0.2] }");
+    let set = ["sweep", "run", "s.yaml", "--set", "train.total_tokens=640"];
+    exits(&project.fathom(&scripted(), &set).output().unwrap(), 0);
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    assert!(page.contains("| set on the command line | `train.total_tokens=640` |"), "{page}");
+    // Another file of the same name takes its place, and says so.
+    std::fs::write(
+        project.path("t.yaml"),
+        "name: s\nbase: base.yaml\naxes: { train.learning_rate: [0.1, 0.3] }",
+    )
+    .unwrap();
+    let output = project.fathom(&scripted(), &["sweep", "run", "t.yaml"]).output().unwrap();
+    exits(&output, 0);
+    assert!(
+        text(&output.stderr).contains("the sweep `s` of this store came from s.yaml"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+/// While a run is at work the store follows it, and when its harness and worker are killed it is called lost.
+#[test]
+fn a_running_sweep_can_be_looked_at_and_a_dead_one_is_lost() {
+    let project = Project::new();
+    project.sweep("set: { train.learning_rate: 0.1 }");
+    let mut child = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml"])
+        .env("SCRIPT_STEP_MS", "300")
+        .spawn()
+        .unwrap();
+    let ls = |status: &str| {
+        let output = project
+            .fathom(&scripted(), &["runs", "ls", "--status", status, "--format", "csv"])
+            .output()
+            .unwrap();
+        text(&output.stdout).lines().count() == 2
+    };
+    until("the store knows the run as running", || ls("running"));
+    signal(&child, nix::sys::signal::Signal::SIGKILL);
+    child.wait().unwrap();
+    for pid in workers(&project) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+    until("the run is called lost", || ls("lost"));
+    exits(&project.run(&scripted()), 0);
+    assert!(ls("finished"));
+}
+
+/// Waits until `holds`, at most a minute.
+#[track_caller]
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn uninterrupted(worker: &Path, file: &str) -> String {

@@ -2,7 +2,8 @@
 //! and does what its configuration's numbers tell it to. Called as `scripted_worker run FOLDER`.
 //!
 //! The loss of a step depends on nothing but the configuration and the step, so that any two histories that lead to the same
-//! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges; a
+//! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges, 16 writes what is no
+//! event; a
 //! `train.sequence_length` above `$SCRIPT_EDGE` runs out of memory; a step takes `$SCRIPT_STEP_MS` milliseconds.
 
 use fathom_spec::config::RunConfig;
@@ -72,6 +73,12 @@ fn main() {
                 std::process::exit(3);
             }
             14.0 => std::process::abort(),
+            16.0 => {
+                let mut file =
+                    std::fs::OpenOptions::new().append(true).open(paths.events()).unwrap();
+                std::io::Write::write_all(&mut file, b"{\"loss\": NaN}\n").unwrap();
+                std::thread::park();
+            }
             15.0 => {
                 return write(EventKind::Diverged {
                     step,

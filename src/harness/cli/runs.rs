@@ -2,12 +2,13 @@
 
 use super::sql;
 use super::table::{self, Cell, Format, Table};
+use crate::run::is_held;
 use crate::store::{Run, Status, Store};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::written::Written;
 use fathom_spec::config::{OptimizerType, RunConfig, ScheduleType, nearest};
-use fathom_spec::record::{EventKind, RunPaths};
+use fathom_spec::record::{EventKind, RunId, RunPaths};
 use fathom_spec::units::{Bytes, Tokens, format_seconds};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,10 +106,24 @@ pub fn ls(store: &Store, sweep: Option<&str>, status: Option<Status>) -> Result<
         }
     }
     let mut statement = store.connection().prepare(
-        "SELECT * FROM v_runs WHERE (?1 IS NULL OR sweep = ?1) AND (?2 IS NULL OR status = ?2)
-         ORDER BY sweep IS NULL, sweep, position, run_id",
+        "SELECT * FROM v_runs WHERE ?1 IS NULL OR sweep = ?1 ORDER BY sweep IS NULL, sweep, position, run_id",
     )?;
-    sql::collect(&mut statement, (sweep, status.map(Status::name)))
+    let mut table = sql::collect(&mut statement, (sweep,))?;
+    let column = |name| table.columns.iter().position(|c| c == name).expect("a column of v_runs");
+    let (id_at, status_at) = (column("run_id"), column("status"));
+    let running = Cell::from(Status::Running.name());
+    for row in table.rows.iter_mut().filter(|row| row[status_at] == running) {
+        let Cell::Text(run_id) = &row[id_at] else { continue };
+        let run_id = RunId(run_id.clone());
+        // Its last word was that it runs, and nobody has it any more.
+        if !is_held(&RunPaths::in_results(store.results(), &run_id)) {
+            row[status_at] = Status::Lost.name().into();
+        }
+    }
+    if let Some(status) = status {
+        table.rows.retain(|row| row[status_at] == Cell::from(status.name()));
+    }
+    Ok(table)
 }
 
 /// The columns of [`ls`] that fit on a screen, with units.

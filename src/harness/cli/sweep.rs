@@ -7,7 +7,7 @@ use crate::report::write_report;
 use crate::run::find_worker;
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{Driver, Ended, Summary, identify};
+use crate::sweep::drive::{Driver, Ended, Summary, identify, refuse_same_run};
 use crate::sweep::plan::Plan;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -74,6 +74,9 @@ pub struct RunArgs {
     /// Runs at a time
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
+    /// Make results of this kind again: out_of_memory, diverged
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = repeatable)]
+    again: Vec<Status>,
     /// The folder that reports are written to
     #[arg(long, default_value = "reports", value_name = "DIR")]
     out: PathBuf,
@@ -117,10 +120,12 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     let mut identities = Identities::default();
     let mut table = Table::new(&["#", "point", "seed", "tokens", "run", "status"]);
     let mut unknown = None;
+    let mut known = Vec::new();
     for (index, point) in plan.points.iter().enumerate() {
         let identified = identify(std::slice::from_ref(point), &mut identities);
         let (run_id, status) = match &identified {
             Ok(points) => {
+                known.extend(points.iter().cloned());
                 let run_id = points[0].run_id();
                 let status =
                     store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
@@ -141,6 +146,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             status.into(),
         ]);
     }
+    refuse_same_run(&known)?;
     print!("{}", table.render(args.format));
     if args.format == Format::Table {
         let total: u64 = plan.points.iter().map(|p| p.config.train.total_tokens.0).sum();
@@ -158,6 +164,22 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     Ok(exit::OK)
 }
 
+/// A sweep is known by its name: a second file of the same name takes the place of the first.
+fn warn_of_another_file(store: &Store, plan: &Plan) -> Result<()> {
+    let known = store.sweeps()?.into_iter().find(|sweep| sweep.name == plan.name);
+    if let Some(known) = known.filter(|known| {
+        let absolute = |file: &str| std::fs::canonicalize(file).unwrap_or_else(|_| file.into());
+        absolute(&known.file) != absolute(&plan.file)
+    }) {
+        eprintln!(
+            "warning: {}: the sweep `{}` of this store came from {}; its points and its report are replaced\n  help: give \
+             one of them another `name:`",
+            plan.file, plan.name, known.file
+        );
+    }
+    Ok(())
+}
+
 fn run_sweep(args: &RunArgs) -> Result<u8> {
     let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     let worker = find_worker()?;
@@ -167,10 +189,12 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         results: &args.places.results,
         worker,
         jobs: args.jobs.max(1),
+        again: args.again.clone(),
         store: &mut store,
         watcher: &progress,
         interrupts: watch_interrupts()?,
     };
+    warn_of_another_file(driver.store, &plan)?;
     let summary = driver.sweep(&plan)?;
     print_summary(&summary);
     if !args.no_report {
@@ -179,6 +203,16 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         println!("report: {}", report.display());
     }
     Ok(code(&summary))
+}
+
+/// A status that `--again` may name.
+pub fn repeatable(text: &str) -> Result<Status, String> {
+    match text.parse::<Status>()? {
+        status @ (Status::OutOfMemory | Status::Diverged) => Ok(status),
+        other => Err(format!(
+            "expected `out_of_memory` or `diverged`, found `{other}` (a finished run stays; all others are run again anyway)"
+        )),
+    }
 }
 
 /// The exit code that a summary comes to.
@@ -210,6 +244,11 @@ pub fn print_summary(summary: &Summary) {
             let detail = detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
             println!("  {label}, seed {seed} ({run_id}): {status}{detail}");
         }
+    }
+    if summary.ended.iter().any(|run| run.status == Status::OutOfMemory) {
+        println!(
+            "  (out of memory is a result; --again out_of_memory tries once more, with fewer --jobs)"
+        );
     }
     if summary.interrupted {
         println!("stopped; the same command goes on from here");

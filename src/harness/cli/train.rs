@@ -2,7 +2,9 @@
 
 use super::exit;
 use super::progress::Progress;
-use super::sweep::{Places, Settings, code, print_summary, template_folders, watch_interrupts};
+use super::sweep::{
+    Places, Settings, code, print_summary, repeatable, template_folders, watch_interrupts,
+};
 use crate::run::{find_worker, write_whole};
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
@@ -25,6 +27,9 @@ pub struct TrainArgs {
     places: Places,
     #[command(flatten)]
     settings: Settings,
+    /// Run it again if it ended so: out_of_memory, diverged
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = repeatable)]
+    again: Vec<Status>,
     /// Copy the last checkpoint to this folder when the run has finished
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
@@ -54,6 +59,7 @@ pub fn run(args: TrainArgs) -> Result<u8> {
         results: &args.places.results,
         worker,
         jobs: 1,
+        again: args.again,
         store: &mut store,
         watcher: &progress,
         interrupts: watch_interrupts()?,

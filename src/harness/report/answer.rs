@@ -232,7 +232,16 @@ fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
     let mut paragraphs: Vec<String> =
         ceilings.iter().map(|ceiling| ceiling_sentence(ceiling, parameter)).collect();
     let resolution = &summary.comparison.spec["search"]["bisect"]["resolution"];
-    if !resolution.is_null() {
+    let wide = |ceiling: &Ceiling| {
+        let (low, (high, _)) = (ceiling.largest?, ceiling.smallest_not.as_ref()?);
+        let resolution = tokens(resolution)?;
+        (high - low > resolution).then_some(())
+    };
+    if ceilings.iter().any(|ceiling| wide(ceiling).is_some()) {
+        paragraphs.push(
+            "**The search is not finished:** the bracket is still wider than its resolution. The same command goes on.".into(),
+        );
+    } else if !resolution.is_null() {
         paragraphs.push(format!(
             "The uncertainty is the search's bracket (its resolution is {}), not an interval over seeds: each value was tried with {}.",
             text(&plain(resolution)),
@@ -240,6 +249,12 @@ fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
         ));
     }
     paragraphs
+}
+
+/// A number of the sweep file, which may be written with a suffix: `8192`, `8K`.
+fn tokens(value: &serde_json::Value) -> Option<f64> {
+    let text = || value.as_str()?.parse::<fathom_spec::units::Tokens>().ok();
+    value.as_f64().or_else(|| text().map(|tokens| tokens.0 as f64))
 }
 
 fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {

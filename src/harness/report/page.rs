@@ -382,8 +382,8 @@ fn how_to_read(summary: &Summary) -> String {
     if let Measure::Ceiling { .. } = summary.measure {
         lines.push(
             "**The search** halves the range between a value that finished and one that did not. A run that ran out of \
-             memory, diverged, failed or was killed counts as one that did not; a run that was stopped or lost counts \
-             for nothing."
+             memory or diverged counts as one that did not; a run that failed, was killed, stopped or lost counts for \
+             nothing."
                 .into(),
         );
     } else {
@@ -436,6 +436,7 @@ fn provenance(summary: &Summary) -> Result<String> {
     let facts = [
         ("this page", in_code(&format!("fathom report {}", comparison.sweep))),
         ("sweep file", in_code(&without_paths(&comparison.file))),
+        ("set on the command line", command_line(&comparison.spec)),
         ("runs", runs.len().to_string()),
         ("code version", plain_text(&|run| run.code_version.as_ref())),
         ("git commit", distinct(&commit)),
@@ -453,6 +454,14 @@ fn provenance(summary: &Summary) -> Result<String> {
         .map(|(name, value)| vec![name.to_string(), value])
         .collect();
     Ok(format!("## Provenance\n\n{}", rows_to_markdown(&["what", "value"], &rows)?))
+}
+
+/// What `--set` laid over the sweep file, as it was typed.
+fn command_line(spec: &serde_json::Value) -> String {
+    let settings = spec["command_line"].as_object().into_iter().flatten();
+    let settings: Vec<String> =
+        settings.map(|(key, value)| in_code(&format!("{key}={}", plain(value)))).collect();
+    settings.join(", ")
 }
 
 /// `last stride`, `prefix`.

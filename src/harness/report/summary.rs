@@ -445,10 +445,10 @@ fn find_label(labels: &[Label<'_>], written: &Value) -> Option<usize> {
 
 fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.seed.cmp(&b.1.seed)));
-    // A run that was lost, stopped or not yet made says nothing about its value.
+    // A run that failed, was killed, lost, stopped or is not yet made says nothing about its value.
     let failed: Vec<(f64, &Point)> = points
         .iter()
-        .filter(|(_, p)| matches!(p.status(), "out_of_memory" | "diverged" | "failed" | "killed"))
+        .filter(|(_, p)| matches!(p.status(), "out_of_memory" | "diverged"))
         .copied()
         .collect();
     let is_failed = |value: f64| failed.iter().any(|(f, _)| *f == value);

@@ -5,10 +5,11 @@ use fathom_spec::record::RunPaths;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// How a run stands whose worker exited with `exit` and logged no ending, and why.
-pub fn verdict(exit: ExitStatus, paths: &RunPaths) -> (Status, String) {
+/// How a run stands whose worker exited with `exit` and logged no ending, and why. What earlier attempts said, up to byte
+/// `said_before` of stderr, is not this one's reason.
+pub fn verdict(exit: ExitStatus, paths: &RunPaths, said_before: u64) -> (Status, String) {
     let stderr = std::fs::read(paths.stderr()).unwrap_or_default();
-    let stderr = String::from_utf8_lossy(&stderr);
+    let stderr = String::from_utf8_lossy(stderr.get(said_before as usize..).unwrap_or_default());
     if let Some(signal) = exit.signal() {
         // Rust and C++ abort when a small allocation of their own fails.
         if signal == libc::SIGABRT

@@ -90,9 +90,18 @@ pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
     Ok((answer == 0).then_some(Lock(file)))
 }
 
+/// Whether a process, supervisor or worker, has the run.
+pub fn is_held(paths: &RunPaths) -> bool {
+    let Ok(file) = File::open(paths.lock()) else { return false };
+    // SAFETY: flock on a descriptor that `file` owns; a lock that is got goes with the file.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) != 0 }
+}
+
 /// A worker at work.
 pub struct Running {
     pub paths: RunPaths,
+    /// The length of `stderr.log` when this attempt began.
+    pub said_before: u64,
     child: Child,
     offset: u64,
     _lock: Lock,
@@ -114,6 +123,7 @@ impl Running {
         }
         let offset = fs::metadata(paths.events()).map_or(0, |m| m.len());
         let offset = read_events(&paths.events(), 0).map_or(offset, |(_, whole)| whole);
+        let said_before = fs::metadata(paths.stderr()).map_or(0, |m| m.len());
         let append = |path: PathBuf| {
             let file = File::options().create(true).append(true).open(&path);
             file.with_context(|| format!("{}: the file can't be opened", path.display()))
@@ -144,7 +154,7 @@ impl Running {
         let child = command
             .spawn()
             .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
-        Ok(Running { paths, child, offset, _lock: lock })
+        Ok(Running { paths, said_before, child, offset, _lock: lock })
     }
 
     /// Events that have come since the last call.

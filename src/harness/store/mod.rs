@@ -135,7 +135,7 @@ impl Store {
             // The database keeps this mode: asking is cheaper than setting, and needs no lock.
             let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
             if mode != "wal" {
-                connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+                write_ahead(&connection)?;
             }
             connection.pragma_update(None, "synchronous", "normal")?;
             Ok(connection)
@@ -189,6 +189,22 @@ impl Store {
     /// Every table and view of the schema with its kind (`table` or `view`) and the comment that stands above it.
     pub fn schema() -> Vec<(&'static str, &'static str, String)> {
         MIGRATIONS.into_iter().flat_map(described).collect()
+    }
+}
+
+/// Switches the journal to WAL. SQLite does not wait here for another process that is about to write, so we do.
+fn write_ahead(connection: &Connection) -> Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())) {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && begun.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            done => return Ok(done?),
+        }
     }
 }
 

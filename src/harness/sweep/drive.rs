@@ -17,6 +17,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How often the logs of running workers are looked at.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How often the store takes in what running workers have logged, so that it can be looked at meanwhile.
+const INGEST: Duration = Duration::from_secs(1);
+
 /// How often runs that another process holds are tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -25,6 +28,8 @@ pub struct Driver<'a> {
     pub results: &'a Path,
     pub worker: PathBuf,
     pub jobs: usize,
+    /// Results that are not to be kept but made again: a run that ran out of memory beside others may fit alone.
+    pub again: Vec<Status>,
     pub store: &'a mut Store,
     pub watcher: &'a dyn Watcher,
     /// Counts Ctrl-C: the first asks the workers to stop, the second ends them.
@@ -77,6 +82,24 @@ impl Summary {
     pub fn failures(&self) -> usize {
         self.ended.iter().filter(|run| !run.status.is_result()).count()
     }
+}
+
+/// # Errors
+///
+/// When two points are one run: its settings then reach nothing that is part of a result.
+pub fn refuse_same_run(points: &[Identified]) -> Result<()> {
+    for (index, point) in points.iter().enumerate() {
+        if let Some(twin) = points[..index].iter().find(|other| other.run_id() == point.run_id()) {
+            bail!(
+                "expected points that differ, found two that are the same run: `{}` and `{}`, seed {}\n  help: run.device, \
+                 run.threads and paths to the same content do not make another run",
+                twin.point.label,
+                point.point.label,
+                point.point.seed
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What came of trying to start a run.
@@ -135,6 +158,7 @@ impl Driver<'_> {
         match &plan.search {
             None => {
                 let points = identify(&plan.points, &mut identities)?;
+                refuse_same_run(&points)?;
                 self.record(plan, &points)?;
                 self.run_points(points)
             }
@@ -206,7 +230,7 @@ impl Driver<'_> {
             whole.elsewhere += summary.elsewhere;
             match self.store.status(&run_id)? {
                 Some(Status::Finished) => search.record(value, true),
-                Some(Status::OutOfMemory) => search.record(value, false),
+                Some(Status::OutOfMemory | Status::Diverged) => search.record(value, false),
                 // A probe without a result says nothing of the edge.
                 _ => break,
             }
@@ -218,14 +242,16 @@ impl Driver<'_> {
         let mut summary = Summary::default();
         let mut waiting = VecDeque::new();
         for point in points {
-            if self.is_done(&point)? {
-                summary.reused += 1;
-            } else {
-                waiting.push_back(point);
+            match self.is_done(&point) {
+                Ok(true) => summary.reused += 1,
+                Ok(false) => waiting.push_back(point),
+                // A damaged log is this run's trouble alone.
+                Err(error) => summary.ended.push(self.damaged(&point, &error)?),
             }
         }
         self.watcher.begin(summary.reused + waiting.len(), summary.reused);
         let mut running: Vec<(Identified, Running, Option<Event>, usize)> = Vec::new();
+        let mut ingested = Instant::now();
         let mut told_to_stop = 0;
         let mut retry_at = Instant::now();
         let mut said_that_it_waits = false;
@@ -280,9 +306,15 @@ impl Driver<'_> {
                 let (point, worker, last, line) = &mut running[index];
                 // The exit is asked for first: what was written before it is then all there.
                 let exit = worker.try_wait()?;
-                for event in worker.new_events()? {
-                    self.watcher.event(*line, point, &event);
-                    *last = Some(event);
+                match worker.new_events() {
+                    Ok(events) => {
+                        for event in events {
+                            self.watcher.event(*line, point, &event);
+                            *last = Some(event);
+                        }
+                    }
+                    // What can't be read can't be supervised; its exit is waited for below.
+                    Err(_) => worker.kill(),
                 }
                 let Some(exit) = exit else {
                     index += 1;
@@ -290,10 +322,18 @@ impl Driver<'_> {
                 };
                 let (point, worker, last, line) = running.remove(index);
                 let logged = last.is_some_and(|event| event.kind.ending().is_some());
-                let verdict = (!logged).then(|| run::verdict(exit, &worker.paths));
+                let verdict =
+                    (!logged).then(|| run::verdict(exit, &worker.paths, worker.said_before));
                 let ended = self.conclude(&point, verdict)?;
                 self.watcher.ended(line, &ended);
                 summary.ended.push(ended);
+            }
+            if ingested.elapsed() >= INGEST {
+                for (point, ..) in &running {
+                    // What is damaged is said when the run ends.
+                    let _ = self.store.ingest_run(&point.run_id());
+                }
+                ingested = Instant::now();
             }
             std::thread::sleep(POLL);
         }
@@ -303,7 +343,20 @@ impl Driver<'_> {
 
     /// Whether a run has its result, by the store or by its own log (a store may be younger than the runs).
     fn is_done(&mut self, point: &Identified) -> Result<bool> {
-        Ok(self.store.ingest_run(&point.run_id())?.status.is_result())
+        // A database that was made anew meanwhile knows it no more.
+        self.record_run(point)?;
+        let status = self.store.ingest_run(&point.run_id())?.status;
+        Ok(status.is_result() && !self.again.contains(&status))
+    }
+
+    /// The end of a run whose log can't be read: it failed, and says how to begin it anew.
+    fn damaged(&mut self, point: &Identified, error: &anyhow::Error) -> Result<Ended> {
+        let run_id = point.run_id();
+        let detail =
+            format!("{error:#}\n  help: remove runs/{run_id} of the results to begin it anew");
+        self.store.set_status(&run_id, Status::Failed, Some(&detail))?;
+        let (label, seed) = (point.point.label.clone(), point.point.seed);
+        Ok(Ended { label, seed, run_id, status: Status::Failed, detail: Some(detail) })
     }
 
     /// Starts the worker of a point, if nobody else has it.
@@ -321,7 +374,9 @@ impl Driver<'_> {
     /// Takes in the rest of a run's log, and `verdict` where the log has no ending of this attempt.
     fn conclude(&mut self, point: &Identified, verdict: Option<(Status, String)>) -> Result<Ended> {
         let run_id = point.run_id();
-        self.store.ingest_run(&run_id)?;
+        if let Err(error) = self.store.ingest_run(&run_id) {
+            return self.damaged(point, &error);
+        }
         if let Some((status, detail)) = &verdict {
             self.store.set_status(&run_id, *status, Some(detail))?;
         }

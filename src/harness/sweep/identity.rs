@@ -67,6 +67,13 @@ fn cached(
 /// blake3 over the names and contents of a model's weights and configuration, or of its one file.
 fn model_digest(path: &str) -> Result<String> {
     let path = Path::new(path);
+    anyhow::ensure!(
+        path.exists(),
+        "{}: expected a model folder or a .gguf file, found nothing there\n  help: relative paths start at {}; `make demo` \
+         and `make smollm2` make the models that the repository's own files name",
+        path.display(),
+        std::env::current_dir().unwrap_or_default().display()
+    );
     let mut files: Vec<PathBuf> = if path.is_dir() {
         let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
         entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?

@@ -6,6 +6,9 @@ use fathom_spec::config::{RunConfig, nearest};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
+/// Where the stored sweep has what `--set` laid over its file.
+pub const COMMAND_LINE: &str = "command_line";
+
 /// The key path of the seed: it is told apart from the other axes.
 pub const SEED: &str = "train.seed";
 
@@ -88,6 +91,7 @@ impl Plan {
         if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
         }
+        refuse_beside_search(&tree)?;
         let base = base(&tree, search_path, overrides)?;
         let axes = axes(&tree)?;
         let search = tree.get("search").map(bisect).transpose()?;
@@ -103,7 +107,11 @@ impl Plan {
         if let Some(report) = tree.get("report") {
             check_report(report, &points)?;
         }
-        let spec = tree.to_json();
+        let mut spec = tree.to_json();
+        if !overrides.is_empty() {
+            let settings = overrides.iter().map(|(key, value)| (key.clone(), value.to_json()));
+            spec[COMMAND_LINE] = Value::Object(settings.collect());
+        }
         let plan = Plan { name, file, question: question(&text), spec, points, search, base };
         plan.check_search()?;
         Ok(plan)
@@ -126,18 +134,27 @@ impl Plan {
 
     fn check_search(&self) -> Result<()> {
         let Some(search) = &self.search else { return Ok(()) };
-        if self.points.len() > 1 || !self.points[0].settings.keys().all(|key| key == SEED) {
-            bail!(
-                "{}: search: expected a sweep without axes, found {} points",
-                self.file,
-                self.points.len()
-            );
-        }
         for value in [search.low, search.high] {
             self.probe(search, value)?;
         }
         Ok(())
     }
+}
+
+/// A search makes its own points: what would make others is refused, not passed over.
+fn refuse_beside_search(tree: &Written) -> Result<()> {
+    let Some(search) = tree.get("search") else { return Ok(()) };
+    for key in ["axes", "zip", "include", "exclude", "seeds"] {
+        if let Some(other) = tree.get(key) {
+            bail!(
+                "{}: search: expected a sweep without `{key}`, found one at line {}\n  help: a search makes its own points; set \
+                 what they share under `set` (the seed is `{SEED}`)",
+                search.origin,
+                other.origin.line
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The opening comment, its lines joined, up to a line that names a command.
@@ -394,6 +411,7 @@ fn range(key: &str, value: &Written) -> Result<Vec<Choice>> {
 fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
     let names: Vec<String> = axes.iter().map(|choices| choices[0].axis.clone()).collect();
     let all: Vec<Choice> = axes.iter().flatten().cloned().collect();
+    let seeds: Vec<Choice> = all.iter().filter(|c| c.axis == SEED).cloned().collect();
     let mut groups = zipped(tree, axes)?;
     // The seed varies fastest.
     if let Some(at) = groups.iter().position(|group| group[0].iter().any(|c| c.axis == SEED)) {
@@ -428,18 +446,43 @@ fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
     }
     if let Some(include) = tree.get("include") {
         for extra in include.items("include")? {
-            let mut choices = Vec::new();
-            for entry in extra.entries("include")? {
-                // The label of a variant of an axis; else a key path with its value.
-                let shown = entry.value.to_json();
-                let variant = all.iter().find(|c| c.axis == entry.key && c.shown == shown).cloned();
-                choices
-                    .push(variant.unwrap_or_else(|| key_choice(&entry.key, entry.value.clone())));
+            let entries = extra.entries("include")?;
+            let choices: Vec<Choice> =
+                entries.iter().map(|entry| included(entry, &all)).collect::<Result<_>>()?;
+            if seeds.is_empty() || choices.iter().any(|c| c.axis == SEED) {
+                combinations.push(choices);
+            } else {
+                combinations.extend(
+                    seeds.iter().map(|seed| [choices.clone(), vec![seed.clone()]].concat()),
+                );
             }
-            combinations.push(choices);
         }
     }
     Ok(combinations)
+}
+
+/// What an entry of `include` chooses: a named variant of an axis by its label, else a value of a key path.
+fn included(entry: &Entry, all: &[Choice]) -> Result<Choice> {
+    let shown = entry.value.to_json();
+    let axis: Vec<&Choice> = all.iter().filter(|c| c.axis == entry.key).collect();
+    if let Some(choice) = axis.iter().find(|c| c.shown == shown) {
+        return Ok((*choice).clone());
+    }
+    // An axis of named variants sets other keys than its own name.
+    let named = axis.iter().any(|c| !c.settings.iter().any(|(key, _)| *key == entry.key));
+    if !named {
+        return Ok(key_choice(&entry.key, entry.value.clone()));
+    }
+    let labels: Vec<String> = axis.iter().map(|c| plain(&c.shown)).collect();
+    let near = nearest(&plain(&shown), labels.iter().map(String::as_str));
+    let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+    bail!(
+        "{}: include: expected a label of the axis `{}`, found {}\n  help: {near}its labels: {}",
+        entry.value.origin,
+        entry.key,
+        entry.value.describe(),
+        labels.join(", ")
+    )
 }
 
 fn chosen(choices: &[Choice], entry: &Entry) -> bool {
