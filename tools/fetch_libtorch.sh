@@ -9,7 +9,9 @@ cd "$(dirname "$0")/.."
 
 version=2.11.0
 dir=$PWD/.libtorch
-if [ -e "$dir/link/complete-$version" ]; then exit 0; fi
+# Whole, and still where its links point: a checkout that was moved or copied has to be laid out anew.
+if [ -e "$dir/link/complete-$version" ] && [ -e "$dir/link/include/ATen/ATen.h" ] &&
+  [ -d "$(cat "$dir/link/runtime-path" 2>/dev/null)" ]; then exit 0; fi
 
 command -v python3 >/dev/null || {
   echo "error: python3 was not found, and LibTorch comes from PyPI" >&2
@@ -31,6 +33,13 @@ fi
 site=${FATHOM_LIBTORCH_SITE:-}
 if [ -z "$site" ]; then
   site=$dir/site
+fi
+# The wheels may be there already: of a checkout that was moved, or of a layout that did not come to its end.
+if [ ! -e "$site/torch/include/ATen/ATen.h" ] || [ ! -e "$site/torch/lib/libtorch_cpu.so" ]; then
+  if [ -n "${FATHOM_LIBTORCH_SITE:-}" ]; then
+    echo "error: FATHOM_LIBTORCH_SITE: expected a site-packages folder with torch $version in it, found none at $site" >&2
+    exit 1
+  fi
   echo "fetching LibTorch $version from PyPI (about 0.5 GB, once)" >&2
   rm -rf "$dir" "$dir.part"
   # The wheels' own Python version does not matter: nothing of them is run. pip matches a platform tag exactly, so all are named.
