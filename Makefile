@@ -37,4 +37,4 @@ check: libtorch
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
 
 clean-results:
-	rm -rf results/runs results/models results/fathom.db*
+	rm -rf results/runs results/models results/cache results/fathom.db*
