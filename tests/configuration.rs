@@ -27,8 +27,11 @@ const CHECKPOINTS_WRITTEN: &str = "the steps that a checkpoint was written at";
 const CHECKPOINTS_KEPT: &str = "the checkpoints that are there at the end";
 const ENDING: &str = "how the run ended";
 
+const SHUFFLED: &[(&str, &str)] = &[("data.shuffle_blocks", "true")];
 const MISTRAL: &[(&str, &str)] = &[("model.config.model_type", "mistral")];
 const WSD: &[(&str, &str)] = &[("train.schedule", "{type: wsd}")];
+const WSD_STEPS: &[(&str, &str)] =
+    &[("train.schedule", "{type: wsd, decay_steps: 2, decay_start_step: 1}")];
 const COSINE: &[(&str, &str)] = &[("train.schedule", "{type: cosine}")];
 const ADAFACTOR: &[(&str, &str)] = &[("train.optimizer", "{type: adafactor}")];
 const SGD: &[(&str, &str)] = &[("train.optimizer", "{type: sgd}")];
@@ -66,6 +69,16 @@ fn swaps() -> Vec<Swap> {
         swap("data.packing", "unpacked"),
         swap("data.min_length", "12"),
         swap("data.splits", "{validation: [b.txt]}"),
+        swap("data.sample_by", "line"),
+        swap("data.select", "{train: 1}"),
+        swap("data.truncate_at", "lamp (tide ){2}"),
+        swap("data.max_document_tokens", "250"),
+        swap("data.stride", "4"),
+        swap("data.overflow", "false"),
+        swap("data.continuation", "restarted"),
+        swap("data.pack_batch_documents", "1"),
+        swap("data.shuffle_blocks", "true"),
+        Swap { with: SHUFFLED, ..swap("data.shuffle_seed", "7") },
         swap("train.sequence_length", "48"),
         swap("train.total_tokens", "640"),
         swap("train.max_steps", "2"),
@@ -75,6 +88,9 @@ fn swaps() -> Vec<Swap> {
         swap("train.schedule.type", "cosine"),
         swap("train.schedule.warmup_tokens", "128"),
         Swap { with: WSD, ..swap("train.schedule.decay_tokens", "64") },
+        swap("train.schedule.warmup_steps", "2"),
+        Swap { with: WSD_STEPS, ..swap("train.schedule.decay_steps", "4") },
+        Swap { with: WSD_STEPS, ..swap("train.schedule.decay_start_step", "3") },
         Swap { with: COSINE, ..swap("train.schedule.min_learning_rate_ratio", "0.5") },
         swap("train.optimizer.type", "sgd"),
         swap("train.optimizer.weight_decay", "0.1"),
@@ -89,6 +105,7 @@ fn swaps() -> Vec<Swap> {
         swap("train.loss_tile_tokens", "16"),
         swap("train.activation_checkpointing", "true"),
         swap("train.seed", "2"),
+        swap("train.save_checkpoints", "false"),
         Swap { fact: CHECKPOINTS_WRITTEN, ..swap("train.checkpoint_every_steps", "2") },
         Swap { fact: CHECKPOINTS_KEPT, with: CHECKPOINTS, ..swap("train.keep_checkpoints", "3") },
         Swap { fact: ENDING, with: EXPLODING, ..swap("train.max_loss_ratio", "1.5") },

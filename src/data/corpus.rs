@@ -26,6 +26,13 @@ pub struct Document {
     pub digest: String,
 }
 
+impl Document {
+    pub fn new(name: &str, text: &str) -> Document {
+        let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
+        Document { name: name.to_string(), text: text.to_string(), digest }
+    }
+}
+
 /// All documents of one place, sorted by name.
 #[derive(Debug, Clone)]
 pub struct Corpus {
@@ -82,8 +89,7 @@ impl Corpus {
                 notes.push(format!("{name} is empty and was skipped"));
                 continue;
             }
-            let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-            documents.push(Document { name, text, digest });
+            documents.push(Document::new(&name, &text));
         }
         if documents.is_empty() {
             bail!(
@@ -138,22 +144,6 @@ impl Corpus {
             }
         };
         Ok(chosen.into_iter().map(|i| &self.documents[i]).collect())
-    }
-
-    /// Names of the held-out documents (of any split but `train`) that are in `train` as well: what is measured on them is
-    /// recall of the training text, which a report must say.
-    ///
-    /// # Errors
-    ///
-    /// As [`Corpus::split`].
-    pub fn overlap(&self, splits: &Splits) -> Result<Vec<String>> {
-        let Some(train) = splits.get(TRAIN) else { return Ok(Vec::new()) };
-        let train = self.matching(TRAIN, train)?;
-        let mut both = BTreeSet::new();
-        for (name, patterns) in splits.iter().filter(|(name, _)| *name != TRAIN) {
-            both.extend(self.matching(name, patterns)?.intersection(&train));
-        }
-        Ok(both.into_iter().map(|i: usize| self.documents[i].name.clone()).collect())
     }
 
     /// Indices of the documents that any of `patterns` matches; each must match one.
@@ -454,16 +444,5 @@ mod tests {
         let message = "splits: expected one of test, train, found `validation`";
         assert_eq!(error(&[("test", &["the_fog"])], "validation"), message);
         assert!(error(&[("test", &["*"])], "train").contains("found none of 3"));
-    }
-
-    #[test]
-    fn held_out_documents_in_train_are_named() {
-        let folder = folder(&[("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")]);
-        let corpus = open(folder.path()).unwrap();
-        let overlap = |given: &[(&str, &[&str])]| corpus.overlap(&splits(given)).unwrap();
-        assert!(overlap(&[("test", &["a"])]).is_empty());
-        assert!(overlap(&[("test", &["a"]), ("train", &["b", "c"])]).is_empty());
-        let both = overlap(&[("test", &["a"]), ("validation", &["c", "a"]), ("train", &["*"])]);
-        assert_eq!(both, ["a.txt", "c.txt"]);
     }
 }

@@ -51,29 +51,31 @@ pub struct DataPosition {
 }
 
 impl Dataset {
-    /// Tokenizes `documents` on all cores and packs them.
+    /// Packs `documents`, whose tokens are `tokens`.
     ///
     /// Where BOS or EOS is asked for and the tokenizer has none, documents go without it; the report says what was used.
     ///
     /// # Errors
     ///
-    /// When the tokenizer fails, the options are impossible ([`pack`]), or no block comes of the documents.
+    /// When the options are impossible ([`pack`]), or no block comes of the documents.
     pub fn build(
-        documents: &[&Document],
+        documents: &[Document],
+        tokens: &[Vec<u32>],
         tokenizer: &Tokenizer,
         options: &PackOptions,
     ) -> Result<Dataset> {
-        let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
-        let tokens = tokenizer.encode_batch(&texts)?;
         let markers = Markers { bos_id: tokenizer.bos_id(), eos_id: tokenizer.eos_id() };
-        let (blocks, report) = pack(&tokens, options, markers)?;
+        let (blocks, report) = pack(tokens, options, markers)?;
         ensure!(
             !blocks.is_empty(),
-            "dataset: expected at least one block, found none in {} documents of {} tokens\n  help: blocks have at least \
-             min_length tokens, which is {}",
+            "dataset: expected at least one block, found none in {} documents of {} tokens\n  help: documents and blocks \
+             have at least min_length tokens, which is {}{}",
             report.documents,
             report.tokens_in,
-            options.min_length
+            options.min_length,
+            options.max_document_tokens.map_or(String::new(), |most| format!(
+                ", and documents at most max_document_tokens, which is {most}"
+            ))
         );
         let document_names = documents.iter().map(|d| d.name.clone()).collect();
         Ok(Dataset { blocks, report, document_names })
@@ -238,14 +240,15 @@ fn below(n: u64, rng: &mut ChaCha8Rng) -> u64 {
 mod tests {
     use super::*;
 
-    fn document(name: &str, text: &str) -> Document {
-        Document { name: name.into(), text: text.into(), digest: String::new() }
+    fn build(documents: &[Document], options: &PackOptions) -> Result<Dataset> {
+        let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
+        let tokenizer = Tokenizer::bytes();
+        Dataset::build(documents, &tokenizer.encode_batch(&texts)?, &tokenizer, options)
     }
 
     fn small() -> Dataset {
-        let documents = [document("a.txt", "abcdefgh"), document("b.txt", "xy")];
-        let options = PackOptions { max_length: 6, ..PackOptions::default() };
-        Dataset::build(&documents.each_ref(), &Tokenizer::bytes(), &options).unwrap()
+        let documents = [Document::new("a.txt", "abcdefgh"), Document::new("b.txt", "xy")];
+        build(&documents, &PackOptions { max_length: 6, ..PackOptions::default() }).unwrap()
     }
 
     #[test]
@@ -312,12 +315,12 @@ mod tests {
 
     #[test]
     fn nothing_to_train_on_is_an_error() {
-        let documents = [document("a.txt", "abc")];
+        let documents = [Document::new("a.txt", "abc")];
         let options =
             PackOptions { min_length: 10, strategy: Packing::Unpacked, ..PackOptions::default() };
-        let error = Dataset::build(&documents.each_ref(), &Tokenizer::bytes(), &options);
+        let error = build(&documents, &options).unwrap_err().to_string();
         let expected =
             "dataset: expected at least one block, found none in 1 documents of 5 tokens";
-        assert!(error.unwrap_err().to_string().starts_with(expected));
+        assert!(error.starts_with(expected), "{error}");
     }
 }

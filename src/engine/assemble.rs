@@ -4,20 +4,21 @@ use crate::facts::Sink;
 use crate::model::weights::ModelFiles;
 use crate::model::{Model, Setup};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fathom_data::corpus::Corpus;
+use fathom_data::cache::Cache;
+use fathom_data::corpus::{Corpus, TRAIN};
 use fathom_data::dataset::Dataset;
-use fathom_data::packing::PackOptions;
+use fathom_data::packing::{PackOptions, Segment};
+use fathom_data::samples::{self, Samples};
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::config::{ModelConfig, RopeParameters, RopeType, RunConfig, Weights};
+use fathom_spec::config::{
+    ModelConfig, RANDOM_CORPUS, RopeParameters, RopeType, RunConfig, Weights,
+};
 use fathom_spec::record::EventKind;
 use serde_json::json;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind};
-
-/// The corpus that stands for documents of random tokens.
-pub const RANDOM_CORPUS: &str = "random";
 
 /// A model's shape with the overrides of a run: another RoPE, a longer limit.
 ///
@@ -137,15 +138,7 @@ pub fn tokenizer(
     let spec = spec.context("tokenizer.path: expected a path or `bytes`, found nothing")?;
     let tokenizer = Tokenizer::from_spec(spec)?;
     fits_vocabulary("tokenizer.path", &tokenizer, spec, shape)?;
-    let length = config.train.sequence_length;
-    if let Some(limit) = tokenizer.max_length().filter(|&limit| length > limit)
-        && config.model.max_position_embeddings.is_none_or(|lifted| length > lifted)
-    {
-        bail!(
-            "train.sequence_length: expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  \
-             help: set model.max_position_embeddings: {length} to lift the limit"
-        );
-    }
+    tokenizer.check_length(config.train.sequence_length, config.model.max_position_embeddings)?;
     let ids = tokenizer.vocab_size();
     sink.fact("tokenizer.path", json!({ "vocab_size": ids, "digest": tokenizer.digest()? }));
     Ok(tokenizer)
@@ -177,7 +170,7 @@ pub struct Data {
     pub held_out_documents: Vec<Vec<u32>>,
 }
 
-/// Reads, tokenizes and packs the corpus.
+/// Reads, tokenizes and packs the corpus. Tokens that `cache` has are not computed again.
 ///
 /// # Errors
 ///
@@ -186,10 +179,11 @@ pub fn data(
     config: &RunConfig,
     tokenizer: Option<&Tokenizer>,
     vocab_size: usize,
+    cache: &Cache,
     sink: &mut impl Sink,
 ) -> Result<Data> {
-    let options = pack_options(config);
-    if config.data.corpus == RANDOM_CORPUS {
+    let section = &config.data;
+    if section.corpus == RANDOM_CORPUS {
         let train = &config.train;
         let blocks = train.total_tokens.0.div_ceil(train.sequence_length as u64) as usize;
         let train =
@@ -205,53 +199,58 @@ pub fn data(
     }
     let tokenizer =
         tokenizer.context("tokenizer.path: expected a tokenizer for a corpus of text")?;
-    let corpus = Corpus::open(&config.data.corpus)?;
+    let corpus = Corpus::open(&section.corpus)?;
     for note in &corpus.notes {
         sink.event(EventKind::Warning { message: note.clone() });
     }
-    let splits = &config.data.splits;
-    let documents = corpus.split(splits, "train")?;
-    let train = Dataset::build(&documents, tokenizer, &options)?;
-    fills_its_blocks(config, &train, sink)?;
-    let trained: HashSet<String> = documents.iter().map(|d| d.digest.clone()).collect();
     sink.fact(
         "data.corpus",
         json!({ "digest": corpus.digest(), "documents": corpus.documents.len() }),
     );
-    let names: Vec<_> = documents.iter().map(|d| d.name.clone()).collect();
-    sink.fact("data.splits", json!({ "train": names }));
-    let mut also_trained: BTreeSet<String> = corpus.overlap(splits)?.into_iter().collect();
+    let options = PackOptions::of(section, config.train.sequence_length);
+    let mut cached = serde_json::Map::new();
+    let mut tokens_of = |split: &str, samples: &Samples, sink: &mut _| -> Result<Vec<Vec<u32>>> {
+        let tokenized = cache.tokenize(&samples.documents, tokenizer)?;
+        if let Some(message) = tokenized.note {
+            Sink::event(sink, EventKind::Warning { message });
+        }
+        let found = if tokenized.was_cached { "hit" } else { "miss" };
+        cached.insert(split.to_string(), found.into());
+        Ok(tokenized.tokens)
+    };
+
+    let samples = Samples::of(&corpus, section, TRAIN)?;
+    let tokens = tokens_of(TRAIN, &samples, sink)?;
+    let train = Dataset::build(&samples.documents, &tokens, tokenizer, &options)?;
+    fills_its_blocks(config, &train, sink)?;
+    let trained: HashSet<String> = samples.documents.iter().map(|d| d.digest.clone()).collect();
+    describe_samples(&samples, sink);
+    let mut also_trained: BTreeSet<String> =
+        samples::overlap(&corpus, section)?.into_iter().collect();
     describe_packing(config, &train, sink);
 
     let split = &config.eval.split;
     let evaluates = !config.eval.context_lengths.is_empty() || config.eval.every_steps > 0;
-    if !evaluates && !config.data.splits.contains_key(split) {
-        sink.fact("data.held_out_also_trained_on", json!(also_trained));
-        return Ok(Data { train: Arc::new(train), held_out: None, held_out_documents: Vec::new() });
-    }
-    let documents = corpus.split(splits, split)?;
-    let names: Vec<_> = documents.iter().map(|d| d.name.clone()).collect();
-    sink.fact("eval.split", json!({ "name": split, "documents": names }));
-    // By content: a copy under another name was trained on too.
-    let copies = documents.iter().filter(|d| trained.contains(&d.digest));
-    also_trained.extend(copies.map(|d| d.name.clone()));
+    let (held_out, held_out_documents) = match evaluates || section.splits.contains_key(split) {
+        false => (None, Vec::new()),
+        true => {
+            let samples = Samples::of(&corpus, section, split)?;
+            sink.fact("eval.split", json!({ "name": split, "documents": names(&samples) }));
+            // By content: a copy under another name was trained on too.
+            let copies = samples.documents.iter().filter(|d| trained.contains(&d.digest));
+            also_trained.extend(copies.map(|d| d.name.clone()));
+            let mut tokens = tokens_of(split, &samples, sink)?;
+            let held_out = Dataset::build(&samples.documents, &tokens, tokenizer, &options)?;
+            if let Some(bos) = tokenizer.bos_id().filter(|_| section.add_bos) {
+                tokens.iter_mut().for_each(|document| document.insert(0, bos));
+            }
+            check_context_lengths(config, &tokens)?;
+            (Some(held_out), tokens)
+        }
+    };
     sink.fact("data.held_out_also_trained_on", json!(also_trained));
-    let held_out = Dataset::build(&documents, tokenizer, &options)?;
-    let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
-    let bos = tokenizer.bos_id().filter(|_| config.data.add_bos);
-    let held_out_documents: Vec<Vec<u32>> = tokenizer
-        .encode_batch(&texts)?
-        .into_iter()
-        .map(|ids| bos.into_iter().chain(ids).collect())
-        .collect();
-    let longest = held_out_documents.iter().map(Vec::len).max().unwrap_or(0);
-    if let Some(&shortest) = config.eval.context_lengths.first().filter(|&&w| w > longest) {
-        bail!(
-            "eval.context_lengths[0]: expected at most {longest} tokens, which the longest document of `{split}` has, found \
-             `{shortest}`\n  help: evaluate shorter lengths, or hold out a longer document"
-        );
-    }
-    Ok(Data { train: Arc::new(train), held_out: Some(held_out), held_out_documents })
+    sink.fact("data.cache", cached);
+    Ok(Data { train: Arc::new(train), held_out, held_out_documents })
 }
 
 /// A sequence length that no block has would only be a number in a report.
@@ -274,21 +273,43 @@ fn fills_its_blocks(config: &RunConfig, train: &Dataset, sink: &mut impl Sink) -
     Ok(())
 }
 
-fn pack_options(config: &RunConfig) -> PackOptions {
-    PackOptions {
-        max_length: config.train.sequence_length,
-        strategy: config.data.packing,
-        min_length: config.data.min_length,
-        stride: 0,
-        overflow: true,
-        add_bos: config.data.add_bos,
-        add_eos: config.data.add_eos,
+/// # Errors
+///
+/// When no held-out document reaches the shortest context length: after training would be late to say so.
+fn check_context_lengths(config: &RunConfig, held_out: &[Vec<u32>]) -> Result<()> {
+    let (longest, split) = (held_out.iter().map(Vec::len).max().unwrap_or(0), &config.eval.split);
+    if let Some(&shortest) = config.eval.context_lengths.first().filter(|&&w| w > longest) {
+        bail!(
+            "eval.context_lengths[0]: expected at most {longest} tokens, which the longest document of `{split}` has, found \
+             `{shortest}`\n  help: evaluate shorter lengths, or hold out a longer document"
+        );
     }
+    Ok(())
 }
 
-/// The blocks as they came out: what `train.sequence_length` became.
+fn names(samples: &Samples) -> Vec<&str> {
+    samples.documents.iter().map(|document| document.name.as_str()).collect()
+}
+
+/// Which documents are trained on, and what was cut off them.
+fn describe_samples(samples: &Samples, sink: &mut impl Sink) {
+    sink.fact("data.splits", json!({ TRAIN: names(samples) }));
+    let first = names(samples).first().copied();
+    sink.fact("data.sample_by", json!({ "documents": samples.of, "first": first }));
+    sink.fact(
+        "data.select",
+        json!({ "documents": samples.documents.len(), "of": samples.of, "first": first }),
+    );
+    sink.fact(
+        "data.truncate_at",
+        json!({ "documents": samples.documents_cut, "bytes": samples.bytes_cut }),
+    );
+}
+
+/// The blocks as they came out: what `train.sequence_length` and the rest of `data` became.
 fn describe_packing(config: &RunConfig, train: &Dataset, sink: &mut impl Sink) {
     let report = &train.report;
+    let section = &config.data;
     sink.fact(
         "train.sequence_length",
         json!({
@@ -297,11 +318,47 @@ fn describe_packing(config: &RunConfig, train: &Dataset, sink: &mut impl Sink) {
         }),
     );
     let shape = json!({ "blocks": report.blocks, "segments": train.blocks.iter().map(|b| b.segments.len()).sum::<usize>() });
-    sink.fact("data.packing", json!({ "strategy": config.data.packing, "result": shape }));
-    sink.fact("data.min_length", json!({ "dropped_tokens": report.tokens_dropped, "shortest_block": report.min, "asked": config.data.min_length }));
+    sink.fact("data.packing", json!({ "strategy": section.packing, "result": shape }));
+    sink.fact("data.min_length", json!({ "dropped_tokens": report.tokens_dropped, "shortest_block": report.min, "asked": section.min_length }));
+    sink.fact(
+        "data.max_document_tokens",
+        json!({ "longest": report.longest_document, "dropped_documents": report.documents_dropped }),
+    );
+    let overlap = json!({ "min": report.overlap_min, "max": report.overlap_max });
+    sink.fact(
+        "data.stride",
+        json!({ "repeated_tokens": report.tokens_repeated, "overlap": overlap }),
+    );
+    sink.fact(
+        "data.overflow",
+        json!({ "continued": report.continued, "dropped_tokens": report.tokens_dropped }),
+    );
+    sink.fact(
+        "data.continuation",
+        json!({ "extra_bos": report.extra_bos, "continued": report.continued }),
+    );
+    sink.fact(
+        "data.pack_batch_documents",
+        json!({ "batches": report.batches, "blocks": report.blocks }),
+    );
+    // In which order the blocks are, whatever order a run then draws them in.
+    let order = order_digest(train);
+    sink.fact("data.shuffle_blocks", order.as_str());
+    sink.fact("data.shuffle_seed", order);
     // The tokens tell whether documents really begin and end with the special ones.
     let first = train.blocks.first().and_then(|block| block.tokens.first());
     sink.fact("data.add_bos", json!({ "first_token": first, "tokens": report.tokens_packed }));
     sink.fact("data.add_eos", json!({ "tokens": report.tokens_packed }));
     sink.fact("data.documents", report.documents);
+}
+
+/// A hash of what each block begins with: 16 hexadecimal digits.
+fn order_digest(dataset: &Dataset) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for block in &dataset.blocks {
+        let Segment { document, document_offset, .. } = block.segments[0];
+        hasher.update(&document.to_le_bytes());
+        hasher.update(&(document_offset as u64).to_le_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_string()
 }

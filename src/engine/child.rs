@@ -9,7 +9,9 @@ use crate::facts::Sink;
 use crate::torch;
 use crate::train::{self, Command, Ending, Progress, Training};
 use anyhow::{Result, bail};
-use fathom_spec::config::RunConfig;
+use fathom_data::cache::Cache;
+use fathom_data::corpus::TRAIN;
+use fathom_spec::config::{Continuation, RANDOM_CORPUS, RunConfig};
 use fathom_spec::record::{EventKind, EventLog, RunPaths, read_events};
 use fathom_spec::units::Bytes;
 use serde_json::Value;
@@ -141,7 +143,9 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
     progress.phase.set("load");
     let model = assemble::model(&config, device, log)?;
     let tokenizer = assemble::tokenizer(&config, &model.config, log)?;
-    let data = assemble::data(&config, Some(&tokenizer), model.config.vocab_size, log)?;
+    let cache = Cache::at(paths.cache());
+    let vocab_size = model.config.vocab_size;
+    let data = assemble::data(&config, Some(&tokenizer), vocab_size, &cache, log)?;
     let training = Training {
         config: &config,
         paths,
@@ -256,7 +260,8 @@ pub fn honoured(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Result<(
             fact("train.micro_batch_size"),
         ),
     ];
-    match checks.into_iter().find(|(_, broken, ..)| *broken) {
+    let of_data = data_checks(config, facts);
+    match checks.into_iter().chain(of_data).find(|(_, broken, ..)| *broken) {
         Some((key, _, asked, met)) => {
             bail!(
                 "configuration not honoured: {key}: configured as `{asked}`, but the run met `{met}`"
@@ -266,7 +271,60 @@ pub fn honoured(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Result<(
     }
 }
 
-fn check(key: &'static str, asked: Value, met: Value) -> (&'static str, bool, Value, Value) {
+/// A key, whether it was broken, what was configured and what was met.
+type Check = (&'static str, bool, Value, Value);
+
+/// What the blocks tell of the settings that made them. Documents of random tokens tell nothing.
+fn data_checks(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Vec<Check> {
+    let data = &config.data;
+    if data.corpus == RANDOM_CORPUS {
+        return Vec::new();
+    }
+    let met = |name: &str, what: &str| facts.get(name).map_or(&Value::Null, |fact| &fact[what]);
+    let count = |name: &str, what: &str| met(name, what).as_u64().unwrap_or(0) as usize;
+    let found = |key: &'static str, broken: bool, asked: Value| -> Check {
+        (key, broken, asked, facts.get(key).cloned().unwrap_or_default())
+    };
+    let continued = count("data.overflow", "continued");
+    let overlap = met("data.stride", "overlap");
+    let overlap = overlap["max"].as_u64().unwrap_or(0) as usize;
+    // An overlap is shorter only where a document had just begun.
+    let strides = overlap > data.stride || (overlap == 0 && data.stride > 0 && continued > 0);
+    let extra_bos = count("data.continuation", "extra_bos");
+    let restarted = data.continuation == Continuation::Restarted;
+    let longest = count("data.max_document_tokens", "longest");
+    let documents = facts.get("data.documents").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let batches = data.pack_batch_documents.map_or(1, |size| documents.div_ceil(size));
+    let of = count("data.select", "of");
+    let selected = data.select.get(TRAIN).map_or(of, |range| range.of(of).len());
+    vec![
+        found(
+            "data.min_length",
+            count("data.min_length", "shortest_block") < data.min_length,
+            data.min_length.into(),
+        ),
+        found("data.stride", strides, data.stride.into()),
+        found("data.overflow", !data.overflow && continued > 0, data.overflow.into()),
+        found(
+            "data.continuation",
+            !restarted && extra_bos > 0,
+            if restarted { "restarted".into() } else { "seamless".into() },
+        ),
+        found(
+            "data.max_document_tokens",
+            data.max_document_tokens.is_some_and(|most| longest > most),
+            data.max_document_tokens.into(),
+        ),
+        found(
+            "data.pack_batch_documents",
+            count("data.pack_batch_documents", "batches") != batches,
+            data.pack_batch_documents.into(),
+        ),
+        found("data.select", count("data.select", "documents") != selected, selected.into()),
+    ]
+}
+
+fn check(key: &'static str, asked: Value, met: Value) -> Check {
     let same = match (asked.as_f64(), met.as_f64()) {
         (Some(a), Some(b)) => a == b,
         _ => asked == met,
@@ -549,7 +607,7 @@ mod tests {
 
     #[test]
     fn a_fact_that_contradicts_the_configuration_ends_the_run() {
-        let text = "model: {path: m}\ndata: {corpus: c}\ntrain: {sequence_length: 64, total_tokens: 4K, learning_rate: 1e-5}\n";
+        let text = "model: {path: m}\ndata: {corpus: c, select: {train: 50%}, stride: 8, pack_batch_documents: 10}\ntrain: {sequence_length: 64, total_tokens: 4K, learning_rate: 1e-5}\n";
         let written = fathom_spec::config::written::Written::parse("run.yaml", text).unwrap();
         let config = RunConfig::from_written(&written).unwrap();
         let honest: BTreeMap<String, Value> = [
@@ -560,6 +618,14 @@ mod tests {
             ("train.learning_rate", 1e-5.into()),
             ("train.loss_tile_tokens", 2048.into()),
             ("train.micro_batch_size", 1.into()),
+            ("data.min_length", serde_json::json!({"shortest_block": 5})),
+            ("data.stride", serde_json::json!({"overlap": {"min": 3, "max": 8}})),
+            ("data.overflow", serde_json::json!({"continued": 9})),
+            ("data.continuation", serde_json::json!({"extra_bos": 0})),
+            ("data.max_document_tokens", serde_json::json!({"longest": 1000})),
+            ("data.documents", 21.into()),
+            ("data.pack_batch_documents", serde_json::json!({"batches": 3})),
+            ("data.select", serde_json::json!({"documents": 21, "of": 42})),
         ]
         .map(|(name, value)| (name.to_string(), value))
         .into();
@@ -567,11 +633,24 @@ mod tests {
         for (name, value) in [
             ("train.sequence_length", serde_json::json!({"max": 128})),
             ("model.dtype", "bfloat16".into()),
+            ("data.min_length", serde_json::json!({"shortest_block": 1})),
+            ("data.stride", serde_json::json!({"overlap": {"min": 0, "max": 0}})),
+            ("data.stride", serde_json::json!({"overlap": {"min": 9, "max": 9}})),
+            ("data.continuation", serde_json::json!({"extra_bos": 9})),
+            ("data.pack_batch_documents", serde_json::json!({"batches": 1})),
+            ("data.select", serde_json::json!({"documents": 42, "of": 42})),
         ] {
             let mut facts = honest.clone();
             facts.insert(name.to_string(), value);
             let error = honoured(&config, &facts).unwrap_err().to_string();
             assert!(error.starts_with(&format!("configuration not honoured: {name}:")), "{error}");
         }
+        let mut strict = config.clone();
+        (strict.data.overflow, strict.data.max_document_tokens) = (false, Some(999));
+        let error = honoured(&strict, &honest).unwrap_err().to_string();
+        assert!(error.starts_with("configuration not honoured: data.overflow:"), "{error}");
+        strict.data.overflow = true;
+        let error = honoured(&strict, &honest).unwrap_err().to_string();
+        assert!(error.starts_with("configuration not honoured: data.max_document"), "{error}");
     }
 }

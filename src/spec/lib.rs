@@ -8,6 +8,9 @@
 //! 3. [`config::RunConfig::identity`] hashes the complete form, so that the same run is never done twice.
 //! 4. [`record::RunPaths`] names every file of the run's folder, and [`record::EventLog`] appends what happened to it.
 
+pub mod components;
 pub mod config;
+pub mod project;
 pub mod record;
+pub mod template;
 pub mod units;

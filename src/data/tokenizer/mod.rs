@@ -265,7 +265,29 @@ impl Tokenizer {
         }
     }
 
-    /// `model_max_length` of `tokenizer_config.json`, in tokens; a statement of the file's author that nothing here enforces.
+    /// Checks a sequence length against the tokenizer's own limit, which `lifted` may lift.
+    ///
+    /// # Errors
+    ///
+    /// When the length is beyond the limit: with the keys that set both.
+    pub fn check_length(&self, length: usize, lifted: Option<usize>) -> Result<()> {
+        match self.max_length() {
+            Some(limit) if length > limit && lifted.is_none_or(|lifted| length > lifted) => bail!(
+                "train.sequence_length: expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  \
+                 help: set model.max_position_embeddings: {length} to lift the limit (in a project: \
+                 --max-position-embeddings {length})"
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether special tokens that are written out in a text are text like any other.
+    pub fn splits_special_tokens(&self) -> bool {
+        let split_special = self.config.get("split_special_tokens").and_then(Value::as_bool);
+        split_special.unwrap_or(false)
+    }
+
+    /// `model_max_length` of `tokenizer_config.json`, in tokens: what [`Tokenizer::check_length`] holds lengths to.
     pub fn max_length(&self) -> Option<usize> {
         let length = self.config.get("model_max_length")?.as_f64()?;
         (1.0..MAX_BELIEVABLE_LENGTH).contains(&length).then_some(length as usize)
@@ -493,6 +515,17 @@ mod tests {
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (None, Some(262)));
         assert_eq!(tokenizer.max_length(), None);
         write(folder, "tokenizer_config.json", &json!({"model_max_length": 8192}));
+        let limited = open().unwrap();
+        assert!(
+            limited.check_length(8192, None).is_ok()
+                && limited.check_length(9000, Some(9000)).is_ok()
+        );
+        let error = limited.check_length(9000, Some(8999)).unwrap_err().to_string();
+        let expected = "train.sequence_length: expected at most the tokenizer's model_max_length (8192), found `9000`";
+        assert!(
+            error.starts_with(expected) && error.contains("--max-position-embeddings 9000"),
+            "{error}"
+        );
         write(folder, "special_tokens_map.json", &json!({"pad_token": "<s>"}));
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json")).unwrap();
         assert_eq!((tokenizer.max_length(), tokenizer.pad_id()), (Some(8192), Some(261)));

@@ -110,7 +110,12 @@ pub fn train(
     let mut evaluations = 0;
     let mut described = false;
     while !spent(&state, t.config) {
-        match next_command() {
+        let command = next_command();
+        if matches!(command, Some(Command::Save | Command::Stop)) && !config.save_checkpoints {
+            let message = "no checkpoint was written: train.save_checkpoints is `false`".into();
+            sink.event(EventKind::Warning { message });
+        }
+        match command {
             Some(Command::Save) => save(t, &optimizer, &state, &mut last_checkpoint, sink)?,
             Some(Command::Stop) => {
                 save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
@@ -130,7 +135,7 @@ pub fn train(
 
         let began = Instant::now();
         t.progress.step.set(state.step + 1);
-        let learning_rate = schedule.learning_rate(state.tokens);
+        let learning_rate = schedule.learning_rate(schedule.position(state.tokens, state.step));
         let micro_batches: Vec<Batch> =
             batches.by_ref().take(config.gradient_accumulation_steps).collect();
         let tokens: usize = micro_batches.iter().map(|batch| batch.input_ids.len()).sum();
@@ -222,6 +227,7 @@ fn describe(
     sink.fact("train.max_loss_ratio", config.max_loss_ratio);
     sink.fact("train.loss_tile_tokens", plan.loss_tile_tokens as u64);
     sink.fact("train.activation_checkpointing", plan.activation_checkpointing);
+    sink.fact("train.save_checkpoints", config.save_checkpoints);
     sink.fact("train.checkpoint_every_steps", config.checkpoint_every_steps);
     sink.fact("train.keep_checkpoints", config.keep_checkpoints as u64);
 }
@@ -290,7 +296,7 @@ fn save(
     sink: &mut impl Sink,
 ) -> Result<()> {
     // Nothing has changed since; step 0 of a fresh run is the base model itself.
-    if *last == state.step {
+    if !t.config.train.save_checkpoints || *last == state.step {
         return Ok(());
     }
     t.progress.phase.set("checkpoint");

@@ -1,11 +1,11 @@
-//! The learning rate over a run: a curve over the tokens seen.
+//! The learning rate over a run: a curve over the tokens seen, or over the steps done.
 //!
-//! Positions are counted in tokens, not steps, so that the curve is exact where blocks are short and the same for every batch
-//! size. `n` below is the number of tokens seen.
+//! In tokens, the curve is exact where blocks are short and the same for every batch size. In steps, it is the curve that the
+//! tutorial's schedulers have, number for number. `n` below is the position in either.
 //!
-//! The rate of a step is the curve where the step *begins*, but for the warm-up, where it is the curve where the step *ends*:
-//! a warm-up rises from 0, and a first step at rate 0 would read its tokens and learn nothing. The curve itself, 0 included,
-//! is [`Schedule::at`].
+//! The rate of a step is the curve where the step *begins*. In tokens, the warm-up is the exception, where it is the curve
+//! where the step *ends*: a warm-up rises from 0, and a first step at rate 0 would read its tokens and learn nothing. In
+//! steps, the first step of a warm-up has that rate of 0. The curve itself is [`Schedule::at`].
 
 use anyhow::{Result, bail};
 use fathom_spec::config::{self, ScheduleType};
@@ -16,21 +16,28 @@ use std::f64::consts::PI;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     learning_rate: f64,
-    warmup_tokens: u64,
-    tokens_per_step: u64,
+    unit: Unit,
+    warmup: u64,
     curve: Curve,
+}
+
+/// What positions and lengths count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Tokens { per_step: u64 },
+    Steps,
 }
 
 /// What follows the warm-up.
 #[derive(Debug, Clone, PartialEq)]
 enum Curve {
     Constant,
-    Cosine { min_ratio: f64, total_tokens: u64 },
-    Wsd { min_ratio: f64, decay_start: u64, decay_tokens: u64 },
+    Cosine { min_ratio: f64, length: u64 },
+    Wsd { min_ratio: f64, decay_start: u64, decay_length: u64 },
 }
 
 impl Schedule {
-    /// The schedule of a completed configuration. A decay ends with the budget, `total_tokens`.
+    /// The schedule of a completed configuration. In tokens, a decay ends with the budget, `total_tokens`.
     pub fn new(
         config: &config::Schedule,
         learning_rate: f64,
@@ -39,70 +46,96 @@ impl Schedule {
     ) -> Schedule {
         let min_ratio =
             || config.min_learning_rate_ratio.expect("completed: min_learning_rate_ratio");
+        let (unit, warmup) = match config.in_steps() {
+            true => (Unit::Steps, config.warmup_steps.expect("completed: warmup_steps")),
+            false => (Unit::Tokens { per_step: tokens_per_step }, config.warmup_tokens.0),
+        };
+        let in_steps = unit == Unit::Steps;
+        let decay_steps = || config.decay_steps.expect("completed: decay_steps");
         let curve = match config.kind {
             ScheduleType::Constant => Curve::Constant,
-            ScheduleType::Cosine => Curve::Cosine { min_ratio: min_ratio(), total_tokens },
+            ScheduleType::Cosine if in_steps => {
+                Curve::Cosine { min_ratio: min_ratio(), length: decay_steps() }
+            }
+            ScheduleType::Cosine => {
+                let length = total_tokens.saturating_sub(warmup);
+                Curve::Cosine { min_ratio: min_ratio(), length }
+            }
+            ScheduleType::Wsd if in_steps => Curve::Wsd {
+                min_ratio: min_ratio(),
+                decay_start: config.decay_start_step.expect("completed: decay_start_step"),
+                decay_length: decay_steps(),
+            },
             ScheduleType::Wsd => {
-                let decay_tokens = config.decay_tokens.expect("completed: decay_tokens").0;
-                let decay_start = total_tokens.saturating_sub(decay_tokens);
-                Curve::Wsd { min_ratio: min_ratio(), decay_start, decay_tokens }
+                let decay_length = config.decay_tokens.expect("completed: decay_tokens").0;
+                let decay_start = total_tokens.saturating_sub(decay_length);
+                Curve::Wsd { min_ratio: min_ratio(), decay_start, decay_length }
             }
         };
-        Schedule { learning_rate, warmup_tokens: config.warmup_tokens.0, tokens_per_step, curve }
+        Schedule { learning_rate, unit, warmup, curve }
     }
 
-    /// The rate of the step that begins when `tokens_seen` tokens have been seen.
-    pub fn learning_rate(&self, tokens_seen: u64) -> f64 {
-        match tokens_seen < self.warmup_tokens {
-            true => self.at((tokens_seen + self.tokens_per_step).min(self.warmup_tokens)),
-            false => self.at(tokens_seen),
+    /// The position on the curve of the step that begins when so much has been seen and done.
+    pub fn position(&self, tokens_seen: u64, steps_done: u64) -> u64 {
+        match self.unit {
+            Unit::Tokens { .. } => tokens_seen,
+            Unit::Steps => steps_done,
         }
     }
 
-    /// The curve at `n` tokens.
+    /// The rate of the step that begins at position `n`.
+    pub fn learning_rate(&self, n: u64) -> f64 {
+        match self.unit {
+            Unit::Tokens { per_step } if n < self.warmup => {
+                self.at((n + per_step).min(self.warmup))
+            }
+            _ => self.at(n),
+        }
+    }
+
+    /// The curve at position `n`.
     ///
     /// - warm-up, `n < w`: `base * n / w`
     /// - constant: `base`
-    /// - cosine from `base` to `min` over what is left of the budget (Loshchilov and Hutter 2017, without restarts,
-    ///   <https://arxiv.org/abs/1608.03983>)
+    /// - cosine from `base` to `min` over its length, which is what is left of the budget where lengths are in tokens
+    ///   (Loshchilov and Hutter 2017, without restarts, <https://arxiv.org/abs/1608.03983>)
     /// - warm-up, stable, decay (Hu et al. 2024, <https://arxiv.org/abs/2404.06395>): `base`, then with `t` from 0 to 1 over
     ///   the decay `1 / (t / min + (1 - t) / base)`, the harmonic way down
     pub fn at(&self, n: u64) -> f64 {
-        if n < self.warmup_tokens {
-            return self.learning_rate * n as f64 / self.warmup_tokens as f64;
+        if n < self.warmup {
+            return self.learning_rate * n as f64 / self.warmup as f64;
         }
         let progress = |start: u64, length: u64| {
             (n.saturating_sub(start) as f64 / length.max(1) as f64).min(1.0)
         };
         let ratio = match self.curve {
             Curve::Constant => 1.0,
-            Curve::Cosine { min_ratio, total_tokens } => {
-                let left = total_tokens.saturating_sub(self.warmup_tokens);
-                let t = progress(self.warmup_tokens, left);
+            Curve::Cosine { min_ratio, length } => {
+                let t = progress(self.warmup, length);
                 (min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + (PI * t).cos())).max(min_ratio)
             }
             // The formula above over `base`, turned so that both of its ends are exact.
-            Curve::Wsd { min_ratio, decay_start, decay_tokens } => {
-                let t = progress(decay_start, decay_tokens);
+            Curve::Wsd { min_ratio, decay_start, decay_length } => {
+                let t = progress(decay_start, decay_length);
                 (min_ratio / (t + (1.0 - t) * min_ratio)).clamp(min_ratio, 1.0)
             }
         };
         self.learning_rate * ratio
     }
 
-    /// Begins the decay at `tokens_seen`, or at the end of the warm-up if that is later. A decay that has begun goes on.
+    /// Begins the decay at position `n`, or at the end of the warm-up if that is later. A decay that has begun goes on.
     ///
     /// # Errors
     ///
     /// When the schedule is not `wsd`: the others have no decay to begin.
-    pub fn start_decay(&mut self, tokens_seen: u64) -> Result<()> {
+    pub fn start_decay(&mut self, n: u64) -> Result<()> {
         let Curve::Wsd { decay_start, .. } = &mut self.curve else {
             bail!(
                 "train.schedule.type: expected `wsd` to start its decay, found `{}`",
                 self.kind_name()
             );
         };
-        *decay_start = (*decay_start).min(tokens_seen.max(self.warmup_tokens));
+        *decay_start = (*decay_start).min(n.max(self.warmup));
         Ok(())
     }
 
@@ -116,20 +149,31 @@ impl Schedule {
 
     /// Every option in use, by its key path.
     pub fn describe(&self) -> Vec<(String, Value)> {
+        let unit = match self.unit {
+            Unit::Tokens { .. } => "tokens",
+            Unit::Steps => "steps",
+        };
         let mut facts = vec![
-            ("learning_rate", json!(self.learning_rate)),
-            ("schedule.type", json!(self.kind_name())),
-            ("schedule.warmup_tokens", json!(self.warmup_tokens)),
+            ("learning_rate".to_string(), json!(self.learning_rate)),
+            ("schedule.type".to_string(), json!(self.kind_name())),
+            (format!("schedule.warmup_{unit}"), json!(self.warmup)),
         ];
+        let mut add = |key: &str, value: Value| facts.push((format!("schedule.{key}"), value));
         match self.curve {
             Curve::Constant => {}
-            Curve::Cosine { min_ratio, .. } => {
-                facts.push(("schedule.min_learning_rate_ratio", json!(min_ratio)));
+            Curve::Cosine { min_ratio, length } => {
+                if self.unit == Unit::Steps {
+                    add("decay_steps", json!(length));
+                }
+                add("min_learning_rate_ratio", json!(min_ratio));
             }
-            Curve::Wsd { min_ratio, decay_tokens, .. } => facts.extend([
-                ("schedule.decay_tokens", json!(decay_tokens)),
-                ("schedule.min_learning_rate_ratio", json!(min_ratio)),
-            ]),
+            Curve::Wsd { min_ratio, decay_start, decay_length } => {
+                add(&format!("decay_{unit}"), json!(decay_length));
+                if self.unit == Unit::Steps {
+                    add("decay_start_step", json!(decay_start));
+                }
+                add("min_learning_rate_ratio", json!(min_ratio));
+            }
         }
         facts.into_iter().map(|(key, value)| (format!("train.{key}"), value)).collect()
     }
@@ -157,6 +201,7 @@ mod tests {
             warmup_tokens: Tokens(warmup),
             decay_tokens: (kind == ScheduleType::Wsd).then_some(Tokens(decay)),
             min_learning_rate_ratio: (kind != ScheduleType::Constant).then_some(min_ratio),
+            ..config::Schedule::default()
         }
     }
 
@@ -194,6 +239,57 @@ mod tests {
         for n in [10_000, 60_000, 80_000, 99_000] {
             assert_eq!(wsd.learning_rate(n), wsd.at(n));
         }
+    }
+
+    /// The tutorial's scheduler: rate `n` is that of the step after `n` steps, in `f64` as its formula has it.
+    #[test]
+    fn row_27_wsd_in_steps_equals_the_formula_at_every_step() {
+        let formula = |n: u64, warmup: u64, start: u64, decay: u64, min: f64| -> f64 {
+            if n < warmup {
+                return BASE * n as f64 / warmup as f64;
+            }
+            if n < start {
+                return BASE;
+            }
+            let t = ((n - start) as f64 / decay as f64).min(1.0);
+            1.0 / (t / min + (1.0 - t) / BASE)
+        };
+        // A usual run; the tutorial's, which the end of the run cuts off; one without a stable phase.
+        for (warmup, start, decay, steps) in
+            [(20, 150, 50, 200), (0, 0, 2570, 1799), (10, 10, 90, 100)]
+        {
+            let written = config::Schedule {
+                kind: ScheduleType::Wsd,
+                warmup_steps: Some(warmup),
+                decay_steps: Some(decay),
+                decay_start_step: Some(start),
+                min_learning_rate_ratio: Some(0.1),
+                ..config::Schedule::default()
+            };
+            let wsd = Schedule::new(&written, BASE, 1, 1);
+            for n in 0..steps + 100 {
+                assert_eq!(wsd.position(77_777, n), n);
+                check(wsd.learning_rate(n), formula(n, warmup, start, decay, 0.1 * BASE));
+            }
+            assert_eq!(wsd.learning_rate(0), if warmup > 0 { 0.0 } else { BASE });
+        }
+    }
+
+    #[test]
+    fn cosine_and_constant_in_steps() {
+        let written = |kind, decay_steps| config::Schedule {
+            kind,
+            warmup_steps: Some(10),
+            decay_steps,
+            min_learning_rate_ratio: decay_steps.map(|_| 0.1),
+            ..config::Schedule::default()
+        };
+        let cosine = Schedule::new(&written(ScheduleType::Cosine, Some(90)), BASE, 1, 1);
+        assert_eq!((cosine.learning_rate(0), cosine.learning_rate(10)), (0.0, BASE));
+        check(cosine.learning_rate(40), BASE * (0.1 + 0.9 * 0.75));
+        check(cosine.learning_rate(100), 0.1 * BASE);
+        let constant = Schedule::new(&written(ScheduleType::Constant, None), BASE, 1, 1);
+        assert_eq!((constant.learning_rate(5), constant.learning_rate(99)), (0.5 * BASE, BASE));
     }
 
     #[test]
@@ -236,6 +332,21 @@ mod tests {
             ("train.schedule.min_learning_rate_ratio".to_string(), json!(0.1)),
         ];
         assert_eq!(schedule(ScheduleType::Wsd).describe(), expected);
+        let in_steps = config::Schedule {
+            kind: ScheduleType::Wsd,
+            warmup_steps: Some(1),
+            decay_steps: Some(2),
+            decay_start_step: Some(3),
+            min_learning_rate_ratio: Some(0.5),
+            ..config::Schedule::default()
+        };
+        let names: Vec<String> = Schedule::new(&in_steps, BASE, 1, 1)
+            .describe()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
+        let schedule_names = ["warmup_steps", "decay_steps", "decay_start_step"];
+        assert_eq!(names[2..5], schedule_names.map(|name| format!("train.schedule.{name}")));
         assert_eq!(schedule(ScheduleType::Constant).describe().len(), 3);
     }
 
@@ -281,7 +392,7 @@ mod tests {
         fn curves_have_no_jumps((schedule, min, warmup, total) in any_schedule()) {
             let base = schedule.learning_rate;
             let length = match schedule.curve {
-                Curve::Wsd { decay_tokens, .. } => decay_tokens,
+                Curve::Wsd { decay_length, .. } => decay_length,
                 _ => total - warmup,
             };
             // The harmonic decay is steepest at its start, by base / min; a cosine in its middle, by pi / 2.

@@ -4,11 +4,13 @@
 //! whole with the run. Every field below is seen by the leaf of the code that uses it, which records a *fact* under the
 //! same key path; the test that swaps each key in turn and watches its fact change is `tests/configuration.rs`.
 
+mod data;
 mod de;
 mod model;
 mod rope;
 pub mod written;
 
+pub use data::{Bound, Continuation, DataSection, DocumentRange, Packing, RANDOM_CORPUS, SampleBy};
 pub use de::{from_written, nearest};
 pub use model::ModelConfig;
 pub use rope::{RopeParameters, RopeType};
@@ -16,7 +18,6 @@ pub use rope::{RopeParameters, RopeType};
 use crate::units::{Bytes, Tokens};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use written::Written;
 
 /// The complete configuration of one run.
@@ -103,53 +104,15 @@ pub struct TokenizerSection {
     pub path: Option<String>,
 }
 
-/// Documents and how they become blocks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSection {
-    /// A folder, a glob or a `.tgz` of text files, one document a file; or the word `random`, for documents of random
-    /// tokens, one a block: memory and speed do not depend on what the tokens say.
-    pub corpus: String,
-    /// Name of a split -> patterns of file names. `train`, when not given, is every document in no other split.
-    #[serde(default)]
-    pub splits: BTreeMap<String, Vec<String>>,
-    #[serde(default)]
-    pub packing: Packing,
-    /// Documents and blocks of fewer tokens than this are dropped, and counted.
-    #[serde(default = "default_min_length")]
-    pub min_length: usize,
-    /// Begin each document with the tokenizer's BOS, where it has one.
-    #[serde(default = "yes")]
-    pub add_bos: bool,
-    /// End each document with the tokenizer's EOS, where it has one.
-    #[serde(default = "yes")]
-    pub add_eos: bool,
-}
-
-/// How documents share blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Documents back to back in their order, cut at block ends: every block but the last is full.
-    #[default]
-    Greedy,
-    /// Whole documents, longest first, each into the fullest block that has room. Longer ones are cut into full blocks
-    /// and a rest.
-    BestFit,
-    /// As `BestFit`, each into the first block that has room.
-    FirstFit,
-    /// No sharing: each document begins a block of its own.
-    Unpacked,
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
     /// Tokens a block.
     pub sequence_length: usize,
-    /// The budget: training ends with the step that reaches it.
+    /// The budget: training ends with the step that reaches it. When not given, that of `max_steps` with full blocks.
+    #[serde(default)]
     pub total_tokens: Tokens,
-    /// Ends training earlier, after this many optimizer steps.
+    /// Ends training after this many optimizer steps, if the budget has not before.
     #[serde(default)]
     pub max_steps: Option<u64>,
     /// Blocks in one forward.
@@ -178,6 +141,9 @@ pub struct TrainSection {
     /// Seeds the order of the data and the random initialisation.
     #[serde(default)]
     pub seed: u64,
+    /// Write checkpoints at all. A run without any can be neither resumed nor exported.
+    #[serde(default = "yes")]
+    pub save_checkpoints: bool,
     /// A checkpoint every so many steps; 0 writes only the last.
     #[serde(default)]
     pub checkpoint_every_steps: u64,
@@ -190,7 +156,11 @@ pub struct TrainSection {
     pub max_loss_ratio: f64,
 }
 
-/// The learning rate over the run, as a multiple of `train.learning_rate`. Lengths are in tokens.
+/// The learning rate over the run, as a multiple of `train.learning_rate`. Lengths are in tokens or in optimizer steps,
+/// never in both.
+///
+/// In tokens, a decay ends with the budget. In steps, the curve goes by the number of steps done, and the end of the run may
+/// cut a decay off.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
@@ -202,6 +172,16 @@ pub struct Schedule {
     /// `wsd` only: the length of the decay at the end; a tenth of the budget when not given.
     #[serde(default)]
     pub decay_tokens: Option<Tokens>,
+    /// As `warmup_tokens`, in steps.
+    #[serde(default)]
+    pub warmup_steps: Option<u64>,
+    /// `wsd`: the length of the decay, a tenth of the planned steps when lengths are in steps and this is not given.
+    /// `cosine`: the length of the way down, to the last planned step when not given.
+    #[serde(default)]
+    pub decay_steps: Option<u64>,
+    /// `wsd` only: how many steps are done when the decay begins; when not given, as many as let it end with the run.
+    #[serde(default)]
+    pub decay_start_step: Option<u64>,
     /// `cosine` and `wsd`: the last learning rate as a fraction of the first; 0.1 when not given.
     #[serde(default)]
     pub min_learning_rate_ratio: Option<f64>,
@@ -352,9 +332,6 @@ fn yes() -> bool {
 fn one<T: From<u8>>() -> T {
     T::from(1)
 }
-fn default_min_length() -> usize {
-    2
-}
 fn default_max_grad_norm() -> Option<f64> {
     Some(1.0)
 }
@@ -393,6 +370,18 @@ pub struct Digests {
     pub tokenizer: String,
     pub data: String,
 }
+
+/// Keys that came after runs had been hashed, each with the value (as JSON) that stands for what runs did before. Left at
+/// it, a key is no part of the hash, so that no finished run is done again. Those that stand at `null` need no line here.
+const CAME_LATER: [(&str, &str, &str); 7] = [
+    ("train", "save_checkpoints", "true"),
+    ("data", "sample_by", r#""document""#),
+    ("data", "stride", "0"),
+    ("data", "overflow", "true"),
+    ("data", "continuation", r#""seamless""#),
+    ("data", "shuffle_blocks", "false"),
+    ("data", "select", "{}"),
+];
 
 impl RunConfig {
     /// Reads the complete configuration from its written form.
@@ -441,6 +430,12 @@ impl RunConfig {
     /// Left out: `run.device`, `run.threads` (where it ran) and the paths themselves.
     pub fn identity(&self, digests: &Digests) -> RunIdentity {
         let mut json = self.to_json();
+        for (section, key, before) in CAME_LATER {
+            let before: serde_json::Value = serde_json::from_str(before).expect("a line of JSON");
+            if json[section][key] == before {
+                json[section][key] = serde_json::Value::Null;
+            }
+        }
         json["run"] = serde_json::json!({ "memory_cap": self.run.memory_cap });
         json["model"]["path"] = digests.model.clone().into();
         json["tokenizer"]["path"] = digests.tokenizer.clone().into();
@@ -470,7 +465,6 @@ impl RunConfig {
             ("train.gradient_accumulation_steps", self.train.gradient_accumulation_steps),
             ("train.loss_tile_tokens", self.train.loss_tile_tokens),
             ("train.keep_checkpoints", self.train.keep_checkpoints),
-            ("data.min_length", self.data.min_length),
             ("eval.max_windows", self.eval.max_windows),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
@@ -484,6 +478,7 @@ impl RunConfig {
             let found = self.train.learning_rate;
             return Err(("train.learning_rate", format!("expected 0 or more, found `{found}`")));
         }
+        self.data.complete(self.train.sequence_length)?;
         if self.train.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
             return Err(("train.max_grad_norm", "expected more than 0, or `null`".into()));
         }
@@ -516,7 +511,18 @@ impl RunConfig {
         if let Some(rope) = &self.model.rope_parameters {
             rope.check().map_err(|message| ("model.rope_parameters", message))?;
         }
-        self.train.schedule.complete(self.train.total_tokens).map_err(|m| ("train.schedule", m))?;
+        if self.train.total_tokens.0 == 0 {
+            let Some(steps) = self.train.max_steps else {
+                let message = "expected the key `total_tokens` or `max_steps`, found neither";
+                return Err(("train", message.into()));
+            };
+            self.train.total_tokens = Tokens(steps.saturating_mul(self.tokens_per_step()));
+        }
+        let planned = self.planned_steps();
+        self.train
+            .schedule
+            .complete(self.train.total_tokens, planned)
+            .map_err(|m| ("train.schedule", m))?;
         self.train.optimizer.complete().map_err(|m| ("train.optimizer", m))?;
         self.eval.context_lengths.sort_unstable();
         self.eval.context_lengths.dedup();
@@ -528,23 +534,41 @@ impl RunConfig {
 }
 
 impl Schedule {
-    fn complete(&mut self, total: Tokens) -> Result<(), String> {
-        let decays = self.kind != ScheduleType::Constant;
-        if !decays && self.min_learning_rate_ratio.is_some() {
-            return Err("`min_learning_rate_ratio` belongs to `cosine` and `wsd`".into());
+    /// Whether lengths are in steps.
+    pub fn in_steps(&self) -> bool {
+        self.warmup_steps.is_some() || self.decay_steps.is_some() || self.decay_start_step.is_some()
+    }
+
+    fn complete(&mut self, total: Tokens, planned_steps: u64) -> Result<(), String> {
+        use ScheduleType::{Constant, Cosine, Wsd};
+        let foreign = [
+            ("min_learning_rate_ratio", self.min_learning_rate_ratio.is_some(), &[Cosine, Wsd][..]),
+            ("decay_tokens", self.decay_tokens.is_some(), &[Wsd][..]),
+            ("decay_steps", self.decay_steps.is_some(), &[Cosine, Wsd][..]),
+            ("decay_start_step", self.decay_start_step.is_some(), &[Wsd][..]),
+        ];
+        for (option, given, kinds) in foreign {
+            if given && !kinds.contains(&self.kind) {
+                let kinds = if kinds.len() == 1 { "`wsd`" } else { "`cosine` and `wsd`" };
+                return Err(format!("`{option}` belongs to {kinds}"));
+            }
         }
-        if self.kind != ScheduleType::Wsd && self.decay_tokens.is_some() {
-            return Err("`decay_tokens` belongs to `wsd`".into());
-        }
-        if decays {
+        if self.kind != Constant {
             let ratio = *self.min_learning_rate_ratio.get_or_insert(0.1);
-            let least = if self.kind == ScheduleType::Wsd { f64::MIN_POSITIVE } else { 0.0 };
+            let least = if self.kind == Wsd { f64::MIN_POSITIVE } else { 0.0 };
             if !(least..=1.0).contains(&ratio) {
                 return Err(format!(
                     "min_learning_rate_ratio: expected more than 0, at most 1, found `{ratio}`"
                 ));
             }
         }
+        match self.in_steps() {
+            true => self.complete_in_steps(planned_steps),
+            false => self.complete_in_tokens(total),
+        }
+    }
+
+    fn complete_in_tokens(&mut self, total: Tokens) -> Result<(), String> {
         if self.kind == ScheduleType::Wsd {
             let decay = self.decay_tokens.get_or_insert(Tokens(total.0 / 10)).0;
             if self.warmup_tokens.0 + decay > total.0 {
@@ -556,6 +580,39 @@ impl Schedule {
             }
         }
         Ok(())
+    }
+
+    fn complete_in_steps(&mut self, planned_steps: u64) -> Result<(), String> {
+        let tokens = [
+            ("warmup_tokens", self.warmup_tokens.0 > 0),
+            ("decay_tokens", self.decay_tokens.is_some()),
+        ];
+        if let Some((option, _)) = tokens.iter().find(|(_, given)| *given) {
+            return Err(format!(
+                "expected lengths in tokens or in steps, found both (`{option}` is in tokens)"
+            ));
+        }
+        let warmup = *self.warmup_steps.get_or_insert(0);
+        match self.kind {
+            ScheduleType::Constant => return Ok(()),
+            ScheduleType::Cosine => {
+                self.decay_steps.get_or_insert(planned_steps.saturating_sub(warmup).max(1));
+            }
+            ScheduleType::Wsd => {
+                let decay = *self.decay_steps.get_or_insert((planned_steps / 10).max(1));
+                let ends_with_run = planned_steps.saturating_sub(decay).max(warmup);
+                let start = *self.decay_start_step.get_or_insert(ends_with_run);
+                if start < warmup {
+                    return Err(format!(
+                        "expected decay_start_step of at least warmup_steps ({warmup}), found `{start}`"
+                    ));
+                }
+            }
+        }
+        match self.decay_steps {
+            Some(0) => Err("decay_steps: expected 1 or more, found `0`".into()),
+            _ => Ok(()),
+        }
     }
 }
 

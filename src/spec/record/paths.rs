@@ -39,6 +39,15 @@ impl RunPaths {
         RunPaths::new(results.join("runs").join(&id.0))
     }
 
+    /// Tokens that runs beside this one may have computed already: the folder `cache` in that of the run, or beside `runs`
+    /// where that is the run's: `results/cache`.
+    pub fn cache(&self) -> PathBuf {
+        let parent = self.folder.parent().unwrap_or(Path::new(""));
+        let is_runs = parent.file_name().is_some_and(|name| name == "runs");
+        let beside = if is_runs { parent.parent().unwrap_or(parent) } else { parent };
+        beside.join("cache")
+    }
+
     /// The complete configuration, as it was hashed.
     pub fn config(&self) -> PathBuf {
         self.folder.join("config.yaml")
@@ -110,5 +119,12 @@ mod tests {
         }
         std::fs::create_dir_all(paths.checkpoints().join("step-00000200.part")).unwrap();
         assert_eq!(paths.latest_checkpoint(), Some((100, paths.checkpoint(100))));
+    }
+    #[test]
+    fn runs_of_one_place_share_a_cache() {
+        let cache = |folder: &str| RunPaths::new(folder).cache();
+        assert_eq!(cache("results/runs/7f3a"), Path::new("results/cache"));
+        assert_eq!(cache("runs/7f3a"), Path::new("cache"));
+        assert_eq!(cache("/tmp/mine"), Path::new("/tmp/cache"));
     }
 }
