@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 /// A crate, a module of it, and the modules of the same crate that it may use. What is not listed uses none.
 const MAY_USE: &[(&str, &str, &[&str])] = &[
     ("spec", "config", &["units"]),
+    ("spec", "components", &["config", "project", "template", "units"]),
+    ("spec", "project", &["config", "template"]),
+    ("spec", "template", &["config"]),
+    ("data", "cache", &["corpus", "tokenizer"]),
     ("data", "dataset", &["corpus", "packing", "tokenizer"]),
+    ("data", "samples", &["corpus"]),
     ("data", "tokenizer", &["gguf"]),
     ("engine", "assemble", &["facts", "model"]),
     ("engine", "child", &["assemble", "build_info", "eval", "facts", "torch", "train"]),

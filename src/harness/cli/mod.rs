@@ -1,17 +1,34 @@
 //! The command line: it parses, hands on, and prints.
 
+mod components;
+mod construct;
+mod context;
+pub mod dataset;
 mod doctor;
+mod dynamic;
+mod edit;
 mod engine;
 pub mod exit;
+mod graph;
+mod ls;
+mod pp;
 pub mod progress;
+mod references;
 pub mod report;
 pub mod runs;
+mod shell;
 pub mod sql;
 mod sweep;
 pub mod table;
+mod template;
 mod train;
+mod workspace;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use context::{Context, Globals};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// An experiment-tracking research harness for long-context fine-tuning.
@@ -19,10 +36,12 @@ use std::process::ExitCode;
 /// Write a sweep file; fathom launches the fine-tunes, one process a run, records every metric, peak memory and perplexity by
 /// context length in SQLite, and renders reports.
 #[derive(Parser)]
-#[command(name = "fathom", version)]
+#[command(name = "fathom", version, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    globals: Globals,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -30,7 +49,7 @@ enum Command {
     /// Plan and run sweeps
     #[command(subcommand)]
     Sweep(sweep::SweepCommand),
-    /// Run one base configuration
+    /// Train one configuration of the project, or one file
     Train(train::TrainArgs),
     /// Write the report of a sweep
     Report(report::ReportArgs),
@@ -43,19 +62,40 @@ enum Command {
     Eval(engine::EngineArgs),
     /// Say what this machine has, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// Print the workspace's folder, or make a workspace
+    Ws(workspace::WsArgs),
+    /// Print the project's folder, or make a project or a template of it
+    Project(workspace::ProjectArgs),
+    /// List projects and their configurations
+    Ls(ls::LsArgs),
+    /// Print a configuration with all its templates put together
+    Pp(pp::PpArgs),
+    /// List what a configuration can build
+    Targets,
+    /// Show the templates that a configuration is made of
+    Trefs(references::TrefsArgs),
+    /// Show the graph that a configuration builds
+    Graph(graph::GraphArgs),
+    /// Make a target of a configuration, and say what it is
+    Construct(construct::ConstructArgs),
+    /// Print examples of a split, as text or as blocks of tokens, and a histogram of their lengths
+    Dataset(dataset::DatasetArgs),
+    /// List what templates may name, or document one
+    Components(components::ComponentsArgs),
+    /// Open a template in an editor
+    Edit(edit::EditArgs),
+    /// Work with templates on their own
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
 }
 
 /// Runs the command that this process was called with.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Sweep(command) => sweep::run(command),
-        Command::Train(args) => train::run(args),
-        Command::Report(args) => report::run(args).map(|()| exit::OK),
-        Command::Runs(args) => runs::run(args).map(|()| exit::OK),
-        Command::Sql(args) => sql::run(args).map(|()| exit::OK),
-        Command::Eval(args) => engine::run("eval", &args),
-        Command::Doctor(args) => doctor::run(&args),
-    };
+    let arguments = std::env::args_os().collect();
+    let result = parse(arguments).and_then(|(command, context)| match command {
+        Some(command) => run(command, &context),
+        None => shell::run(&context),
+    });
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -68,4 +108,94 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit::ERROR)
         }
     }
+}
+
+fn run(command: Command, context: &Context) -> Result<u8> {
+    match command {
+        Command::Sweep(command) => sweep::run(command),
+        Command::Train(args) => train::run(&args, context),
+        Command::Report(args) => report::run(args).map(|()| exit::OK),
+        Command::Runs(args) => runs::run(args).map(|()| exit::OK),
+        Command::Sql(args) => sql::run(args).map(|()| exit::OK),
+        Command::Eval(args) => engine::run("eval", &args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Ws(args) => workspace::run_ws(args, context),
+        Command::Project(args) => workspace::run_project(args, context),
+        Command::Ls(args) => ls::run(&args, context),
+        Command::Pp(args) => pp::run(&args, context),
+        Command::Targets => graph::targets(context),
+        Command::Trefs(args) => references::run(&args, context),
+        Command::Graph(args) => graph::run(&args, context),
+        Command::Construct(args) => construct::run(&args, context),
+        Command::Dataset(args) => dataset::run(&args, context),
+        Command::Components(args) => components::run(&args),
+        Command::Edit(args) => edit::run(&args, context),
+        Command::Template(command) => template::run(command),
+    }
+}
+
+/// All commands, without the options that a configuration adds to some.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Reads a command line. A command that renders a configuration takes the options that the configuration declares; to know
+/// them it is rendered once without any. A mistake of the command line ends the process here.
+///
+/// # Errors
+///
+/// When what the configuration declares can't be an option; or an option is not known and the configuration, which might have
+/// declared it, can't be rendered. A configuration that can't be rendered is else left to the command.
+fn parse(arguments: Vec<OsString>) -> Result<(Option<Command>, Context)> {
+    let (globals, name) = context::before(&arguments);
+    let name = name.filter(|name| dynamic::RENDERING.contains(&name.as_str()));
+    let mut command = command();
+    let mut declared = None;
+    if let Some(name) = &name {
+        let options = match dynamic::render(&globals) {
+            Ok(rendering) => Ok(dynamic::declared(&rendering)?),
+            Err(reason) => Err(reason),
+        };
+        if let Ok(options) = &options {
+            command = dynamic::extend(command, name, options)?;
+        }
+        declared = Some(options);
+    }
+    let mut matches = match command.try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => match (error.kind(), declared) {
+            (ErrorKind::UnknownArgument, Some(Err(reason))) => return Err(reason),
+            (ErrorKind::DisplayHelp, Some(Err(reason))) => {
+                let _ = error.print();
+                eprintln!("note: the configuration's own options are not known: {reason:#}");
+                std::process::exit(i32::from(exit::OK));
+            }
+            _ => misplaced(error).exit(),
+        },
+    };
+    let below = matches.subcommand().map(|(_, below)| below);
+    let (vars, given) = match (below, &declared) {
+        (Some(below), Some(Ok(declared))) => dynamic::values(below, declared),
+        _ => Default::default(),
+    };
+    let cli = Cli::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+    let how = match (&cli.command, cli.globals.interactive) {
+        (Some(_), true) => "`-i` opens a shell: expected no command after it",
+        (None, false) => "expected a command; `fathom --help` lists them",
+        _ => return Ok((cli.command, Context { globals: cli.globals, vars, given })),
+    };
+    Cli::command().error(ErrorKind::ArgumentConflict, how).exit()
+}
+
+/// Says where an option belongs that stands after the command and not before it.
+fn misplaced(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(found)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let own = ["-p", "--project-dir", "-t", "--config-template", "-i", "--interactive"];
+    if error.kind() == ErrorKind::UnknownArgument && own.contains(&found.as_str()) {
+        let tip = format!("`{found}` stands before the command: fathom {found} … COMMAND").into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }

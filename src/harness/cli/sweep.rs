@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
 use fathom_spec::config::written::Written;
 use fathom_spec::units::Tokens;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -88,17 +88,16 @@ pub struct RunArgs {
 /// Where base configurations are looked for besides the mentioning file's own folder: the project's `templatelib/`, then the
 /// one that came with this program.
 pub fn template_folders() -> Vec<PathBuf> {
-    let mut folders = vec![PathBuf::from("templatelib")];
-    let beside = std::env::current_exe().ok().and_then(|exe| {
-        // target/release/fathom -> the checkout's templatelib.
-        exe.ancestors()
-            .skip(1)
-            .take(4)
-            .map(|folder| folder.join("templatelib"))
-            .find(|folder| folder.is_dir())
-    });
-    folders.extend(beside);
-    folders
+    let beside = installation().map(|folder| folder.join("templatelib"));
+    std::iter::once(PathBuf::from("templatelib")).chain(beside).collect()
+}
+
+/// The folder that this program came with: the nearest one upward that has `templatelib/`.
+pub fn installation() -> Option<PathBuf> {
+    let exe = std::env::current_exe().ok()?;
+    // target/release/fathom -> the checkout.
+    let mut folders = exe.ancestors().skip(1).take(4);
+    folders.find(|folder| folder.join("templatelib").is_dir()).map(Path::to_path_buf)
 }
 
 /// Carries out `fathom sweep …`.
@@ -115,6 +114,7 @@ pub fn run(command: SweepCommand) -> Result<u8> {
 
 fn plan(args: &PlanArgs) -> Result<u8> {
     let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
@@ -182,6 +182,7 @@ fn warn_of_another_file(store: &Store, plan: &Plan) -> Result<()> {
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {
     let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let worker = find_worker()?;
     let mut store = Store::open(&args.places.results)?;
     let progress = Progress::new(plan.points.iter().map(|p| p.label.len()).max().unwrap_or(8));

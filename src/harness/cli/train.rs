@@ -1,37 +1,61 @@
-//! `fathom train`: one run of a base configuration, by the same machinery as a sweep's.
+//! `fathom train`: one run, of a configuration of the project or of a file, by the same machinery as a sweep's.
 
+use super::construct::say;
+use super::context::{Context, Loaded};
 use super::exit;
 use super::progress::Progress;
-use super::sweep::{
-    Places, Settings, code, print_summary, repeatable, template_folders, watch_interrupts,
-};
+use super::sweep::{Settings, code, print_summary, repeatable, template_folders, watch_interrupts};
+use super::table::print;
 use crate::run::{find_worker, write_whole};
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{Driver, Identified, identify, last_checkpoint};
 use crate::sweep::plan::Point;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
-use fathom_spec::config::RunConfig;
-use fathom_spec::config::written;
+use fathom_data::corpus::Corpus;
+use fathom_data::samples;
+use fathom_data::tokenizer::Tokenizer;
+use fathom_spec::components::run::{self as training, Resolved};
+use fathom_spec::config::written::{self, Written};
+use fathom_spec::config::{RANDOM_CORPUS, RunConfig};
+use fathom_spec::project::dynamic;
 use fathom_spec::record::RunPaths;
-use serde_json::json;
+use serde_json::{Map, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Where results are, in the workspace of a project or in the folder fathom is run in.
+const RESULTS: &str = "results";
+
 #[derive(Args)]
 pub struct TrainArgs {
-    /// The configuration
-    file: PathBuf,
-    #[command(flatten)]
-    places: Places,
+    /// A configuration file, in place of a configuration of the project
+    file: Option<PathBuf>,
+    /// The folder of the store and the runs [default: `results` in the workspace; with FILE, here]
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+    /// The device: a number of a GPU, or `cpu`
+    #[arg(short = 'd', long, value_name = "DEVICE")]
+    devices: Option<String>,
+    /// Print the whole configuration of the run, and leave it at that
+    #[arg(long)]
+    dry_run: bool,
     /// Run it again if it ended so: out_of_memory, diverged
     #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = repeatable)]
     again: Vec<Status>,
     /// Copy the last checkpoint to this folder when the run has finished
     #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
+}
+
+/// What is to be run.
+struct Job {
+    label: String,
+    written: Written,
+    results: PathBuf,
     export: Option<PathBuf>,
 }
 
@@ -43,23 +67,44 @@ const ORIGIN_FILE: &str = "fathom-run.json";
 /// # Errors
 ///
 /// For mistakes in the configuration, and when a file can't be written.
-pub fn run(args: TrainArgs) -> Result<u8> {
-    let mut tree = written::load(&args.file, &template_folders())?;
+pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
+    let job = match &args.file {
+        Some(file) => of_file(file, args, context)?,
+        None => of_project(args, context)?,
+    };
+    let mut written = job.written;
     for (key, value) in args.settings.parse()? {
-        tree.set(&key, value)?;
+        written.set(&key, value)?;
     }
-    let config = RunConfig::from_written(&tree)?;
-    let label = args.file.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
-    let point = Point { label, seed: config.train.seed, settings: serde_json::Map::new(), config };
+    if let Some(devices) = &args.devices {
+        written.set("run.device", Written::from_json("-d", &device(devices)?.into()))?;
+    }
+    let config = RunConfig::from_written(&written)?;
+    check_model(&config, &written)?;
+    check_length(&config, &written)?;
+    if args.dry_run {
+        print(&format!("# {}: {} steps\n{}", job.label, config.planned_steps(), config.to_yaml()))?;
+        return Ok(exit::OK);
+    }
+    if let Some(target) = job.export.as_ref().filter(|_| !config.train.save_checkpoints) {
+        bail!(
+            "{}: expected a run that writes checkpoints, found train.save_checkpoints `false`\n  help: leave out \
+             --save-strategy no, or the folder of the finished model",
+            target.display()
+        );
+    }
+    say_recall(&config)?;
+    let (label, seed) = (job.label, config.train.seed);
+    let point = Point { label, seed, settings: Map::new(), config };
     let point = identify(&[point], &mut Identities::default())?.remove(0);
     let worker = find_worker()?;
-    let mut store = Store::open(&args.places.results)?;
+    let mut store = Store::open(&job.results)?;
     let progress = Progress::new(point.point.label.len());
     let mut driver = Driver {
-        results: &args.places.results,
+        results: &job.results,
         worker,
         jobs: 1,
-        again: args.again,
+        again: args.again.clone(),
         store: &mut store,
         watcher: &progress,
         interrupts: watch_interrupts()?,
@@ -67,10 +112,10 @@ pub fn run(args: TrainArgs) -> Result<u8> {
     let summary = driver.single(point.clone())?;
     print_summary(&summary);
     let run_id = point.run_id();
-    let paths = RunPaths::in_results(&args.places.results, &run_id);
+    let paths = RunPaths::in_results(&job.results, &run_id);
     println!("run: {}", paths.folder.display());
     let finished = store.status(&run_id)? == Some(Status::Finished);
-    match &args.export {
+    match &job.export {
         Some(target) if finished => {
             export(&paths, &point, target)?;
             println!("model: {}", target.display());
@@ -81,6 +126,130 @@ pub fn run(args: TrainArgs) -> Result<u8> {
         _ => {}
     }
     Ok(code(&summary))
+}
+
+fn of_file(file: &Path, args: &TrainArgs, context: &Context) -> Result<Job> {
+    let project = &context.globals;
+    if project.config_template.is_some() || project.project_dir.is_some() {
+        bail!(
+            "expected a configuration file or a project (-t, -p), found both\n  help: leave out `{}`",
+            file.display()
+        );
+    }
+    if let Some((option, _)) = context.given.first() {
+        bail!(
+            "{option}: expected a configuration of the project, which has this option, found the file `{}`\n  \
+             help: leave the file out, or set key paths with --set",
+            file.display()
+        );
+    }
+    let label = file.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let written = written::load(file, &template_folders())?;
+    let results = args.results.clone().unwrap_or_else(|| RESULTS.into());
+    Ok(Job { label, written, results, export: args.export.clone() })
+}
+
+fn of_project(args: &TrainArgs, context: &Context) -> Result<Job> {
+    let loaded = context.load()?;
+    let resolved = training::resolve(&loaded.rendered.graph()?, &Map::new())?;
+    say(&resolved.notes);
+    say_idle(&loaded, &resolved, context)?;
+    let stem = Path::new(&loaded.config).file_stem().unwrap_or_default().to_string_lossy();
+    let root = &loaded.project.workspace.root;
+    Ok(Job {
+        label: resolved.name.unwrap_or_else(|| stem.into_owned()),
+        written: resolved.written,
+        results: args.results.clone().unwrap_or_else(|| root.join(RESULTS)),
+        export: args.export.clone().or(resolved.output_dir),
+    })
+}
+
+/// Says of each option that was given whether the run would be the same without it: a template may read an option and then let
+/// something else win over it.
+fn say_idle(loaded: &Loaded, resolved: &Resolved, context: &Context) -> Result<()> {
+    let said = |resolved: &Resolved| -> Vec<String> {
+        resolved.notes.iter().map(|note| note.message.clone()).collect()
+    };
+    for (option, variable) in &context.given {
+        let mut vars = context.vars.clone();
+        let value = vars.remove(variable);
+        // An option without which there is no run has its use.
+        let Ok(rendered) = loaded.project.render(&loaded.config, &vars) else { continue };
+        let graph = rendered.graph()?;
+        let Ok(without) = training::resolve(&graph, &Map::new()) else { continue };
+        let same = without.written.to_json() == resolved.written.to_json()
+            && (&without.name, &without.output_dir) == (&resolved.name, &resolved.output_dir)
+            && said(&without) == said(resolved);
+        let declared = dynamic::declared(&rendered, &graph)?;
+        let is_default = declared.iter().filter(|arg| arg.variable == *variable).any(|arg| {
+            let default = arg.default.as_deref().map(|text| arg.parse(text, Path::new("/")));
+            default.and_then(Result::ok) == value
+        });
+        if same && !is_default {
+            eprintln!(
+                "note: {option}: the run is the same without it; a template sets something else in its place"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `-d 1` as a name of a device.
+fn device(text: &str) -> Result<String> {
+    if text.contains(',') {
+        bail!(
+            "-d: expected one device, found `{text}`\n  help: a run trains on one; several runs of a sweep go on at a time \
+             with `fathom sweep run --jobs N`"
+        );
+    }
+    Ok(match text.parse::<usize>() {
+        Ok(index) => format!("cuda:{index}"),
+        Err(_) => text.to_string(),
+    })
+}
+
+/// Refuses a model that is not there, before anything is started.
+fn check_model(config: &RunConfig, written: &Written) -> Result<()> {
+    let Some(path) = config.model.path.as_ref().filter(|path| !Path::new(path).exists()) else {
+        return Ok(());
+    };
+    let place = written.get("model.path").map(|value| format!("{}: ", value.origin));
+    bail!(
+        "{}model.path: expected a model's folder or a .gguf file, found nothing at `{path}`\n  \
+         help: nothing is fetched; download the model first",
+        place.unwrap_or_default()
+    )
+}
+
+/// Refuses a sequence that the tokenizer does not allow, before anything is started. What the model allows, the engine knows.
+fn check_length(config: &RunConfig, written: &Written) -> Result<()> {
+    let Some(spec) = config.tokenizer.path.as_ref().or(config.model.path.as_ref()) else {
+        return Ok(());
+    };
+    // What can't be read is said where it is used.
+    let Ok(tokenizer) = Tokenizer::from_spec(spec) else { return Ok(()) };
+    let lifted = config.model.max_position_embeddings;
+    let place = written.get("train.sequence_length").map(|value| format!("{}: ", value.origin));
+    let checked = tokenizer.check_length(config.train.sequence_length, lifted);
+    checked.map_err(|error| anyhow!("{}{error}", place.unwrap_or_default()))
+}
+
+/// Says of each held-out document that it is trained on as well.
+fn say_recall(config: &RunConfig) -> Result<()> {
+    if config.data.corpus == RANDOM_CORPUS {
+        return Ok(());
+    }
+    let both = samples::overlap(&Corpus::open(&config.data.corpus)?, &config.data)?;
+    if !both.is_empty() {
+        eprintln!(
+            "note: data.splits: {} also trained on: what is measured there is recall",
+            match &both[..] {
+                [one] => format!("{one} is"),
+                many => format!("{} are", many.join(", ")),
+            }
+        );
+    }
+    Ok(())
 }
 
 /// Copies the last checkpoint's model to `target`, whole or not at all; one that is there already is left.

@@ -4,12 +4,9 @@ use crate::store::SavedIdentity;
 use anyhow::{Context, Result};
 use fathom_data::corpus::Corpus;
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::config::{Digests, RunConfig};
+use fathom_spec::config::{Digests, RANDOM_CORPUS, RunConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-/// The corpus that stands for documents of random tokens.
-const RANDOM_CORPUS: &str = "random";
 
 /// Computes identities, and reads each file once however many points name it.
 #[derive(Default)]

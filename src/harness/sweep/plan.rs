@@ -1,7 +1,8 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 
+use super::base::Base;
 use anyhow::{Context, Result, anyhow, bail};
-use fathom_spec::config::written::{Entry, Node, Written, load_from};
+use fathom_spec::config::written::{Entry, Node, Written};
 use fathom_spec::config::{RunConfig, nearest};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -24,8 +25,10 @@ pub struct Plan {
     pub spec: Value,
     pub points: Vec<Point>,
     pub search: Option<Bisect>,
+    /// What a project's templates make of the points otherwise than they were written, one line each.
+    pub notes: Vec<String>,
     /// What all points share; a search sets its parameter on it.
-    base: Written,
+    base: Base,
 }
 
 /// One run of a sweep.
@@ -92,7 +95,7 @@ impl Plan {
             bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
         }
         refuse_beside_search(&tree)?;
-        let base = base(&tree, search_path, overrides)?;
+        let base = Base::read(&tree, search_path, overrides)?;
         let axes = axes(&tree)?;
         let search = tree.get("search").map(bisect).transpose()?;
         let combinations = combine(&tree, axes)?;
@@ -112,8 +115,10 @@ impl Plan {
             let settings = overrides.iter().map(|(key, value)| (key.clone(), value.to_json()));
             spec[COMMAND_LINE] = Value::Object(settings.collect());
         }
-        let plan = Plan { name, file, question: question(&text), spec, points, search, base };
+        let question = question(&text);
+        let mut plan = Plan { name, file, question, spec, points, search, notes: Vec::new(), base };
         plan.check_search()?;
+        plan.notes = plan.base.notes();
         Ok(plan)
     }
 
@@ -165,7 +170,8 @@ fn question(text: &str) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(" "))
 }
 
-fn known(entry: &Entry, keys: &[&str], place: &str) -> Result<()> {
+/// Refuses a key that is none of `keys`.
+pub(super) fn known(entry: &Entry, keys: &[&str], place: &str) -> Result<()> {
     if keys.contains(&entry.key.as_str()) {
         return Ok(());
     }
@@ -178,42 +184,6 @@ fn known(entry: &Entry, keys: &[&str], place: &str) -> Result<()> {
         entry.key,
         list.join(", ")
     )
-}
-
-/// The base configuration with `set`, `eval` and the command line's assignments on it.
-fn base(
-    tree: &Written,
-    search_path: &[PathBuf],
-    overrides: &[(String, Written)],
-) -> Result<Written> {
-    let mut base = match tree.get("base") {
-        Some(name) => load_from(name.text("base")?, &name.origin, search_path)?,
-        None => Written { node: Node::Map(Vec::new()), origin: tree.origin.clone() },
-    };
-    if let Some(set) = tree.get("set") {
-        for entry in set.entries("set")? {
-            assign(&mut base, &entry.key, &entry.value)?;
-        }
-    }
-    if let Some(eval) = tree.get("eval") {
-        for entry in eval.entries("eval")? {
-            base.set(&format!("eval.{}", entry.key), entry.value.clone())?;
-        }
-    }
-    for (key, value) in overrides {
-        assign(&mut base, key, value)?;
-    }
-    Ok(base)
-}
-
-/// Sets a key path. A whole section (`train: {…}`) is set key by key, so that the others in it stay.
-fn assign(written: &mut Written, key: &str, value: &Written) -> Result<()> {
-    match &value.node {
-        Node::Map(entries) if !key.contains('.') => entries.iter().try_for_each(|entry| {
-            written.set(&format!("{key}.{}", entry.key), entry.value.clone())
-        }),
-        _ => written.set(key, value.clone()),
-    }
 }
 
 /// What the command line sets would be lost where the sweep itself sets it.
@@ -533,14 +503,11 @@ fn zipped(tree: &Written, mut axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Vec<Choi
     Ok(groups)
 }
 
-fn resolve(base: &Written, choices: &[Choice]) -> Result<Point> {
-    let mut written = base.clone();
-    for choice in choices {
-        for (key, value) in &choice.settings {
-            assign(&mut written, key, value).with_context(|| format!("axes.{}", choice.axis))?;
-        }
-    }
-    let config = RunConfig::from_written(&written)?;
+fn resolve(base: &Base, choices: &[Choice]) -> Result<Point> {
+    let settings = choices.iter().flat_map(|choice| {
+        choice.settings.iter().map(|(key, value)| (choice.axis.as_str(), key.as_str(), value))
+    });
+    let config = RunConfig::from_written(&base.with(settings)?)?;
     let label: Vec<String> = choices
         .iter()
         .filter(|choice| choice.axis != SEED)

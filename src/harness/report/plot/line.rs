@@ -30,6 +30,8 @@ pub struct Series {
     pub points: Vec<Dot>,
     /// Whether each point gets a marker.
     pub markers: bool,
+    /// Whether the area below the line is filled.
+    pub filled: bool,
     /// Thin pale lines behind: single seeds.
     pub faint: Vec<Vec<Xy>>,
     /// Small dots: single seeds.
@@ -60,6 +62,7 @@ impl Series {
             style,
             points: Vec::new(),
             markers: true,
+            filled: false,
             faint: Vec::new(),
             dots: Vec::new(),
             crosses: Vec::new(),
@@ -184,7 +187,7 @@ impl LineChart {
         Ok(())
     }
 
-    /// Single seeds and whiskers: what is never to hide a mean.
+    /// Areas, single seeds and whiskers: what is never to hide a mean.
     fn draw_behind(
         &self,
         canvas: &mut Canvas,
@@ -193,6 +196,14 @@ impl LineChart {
         series: &Series,
     ) -> Result<()> {
         let color = series.style.color;
+        if series.filled {
+            let line = series.points.iter().map(|dot| (dot.x, dot.y));
+            for mut piece in self.pieces(frame, 0.0, line) {
+                let (first, last) = (piece[0], piece[piece.len() - 1]);
+                piece.extend([(last.0, frame.bottom), (first.0, frame.bottom)]);
+                canvas.polygon(&piece, pale(color))?;
+            }
+        }
         for line in &series.faint {
             for piece in self.pieces(frame, 0.0, line.iter().copied()) {
                 canvas.path(&piece, Stroke { opacity: 0.28, ..Stroke::new(color, 1.0) })?;

@@ -1,10 +1,11 @@
-//! Plots as SVG: a line chart with linear and logarithmic axes and direct labels instead of a legend.
+//! Plots as SVG: a line chart with linear and logarithmic axes and direct labels instead of a legend, and a histogram.
 //!
 //! plotters draws the primitives ([`canvas`]); ticks, labels and layout are ours ([`axis`], [`mod@line`]), because no fonts are
 //! measured here: the same numbers give the same bytes on every machine. Text widths are estimated from a table.
 
 pub mod axis;
 pub mod canvas;
+pub mod histogram;
 pub mod line;
 
 /// A colour, `[red, green, blue]`.
