@@ -14,7 +14,7 @@ fn data(name: &str) -> PathBuf {
 fn host() -> Host {
     Host {
         home: "/home/user".into(),
-        working_directory: "/work".into(),
+        working_directory: "/here".into(),
         environment: BTreeMap::new(),
         now: "2026-03-01T12:30:05.250000+02:00".parse().unwrap(),
         peak_hardware_flops: Some(165.2e12),
@@ -102,8 +102,8 @@ fn row_03_path_globals_are_those_of_the_given_machine() {
         ("now().strftime('%d.%m.%Y') ~ now().year", "01.03.20262026"),
         ("now().isoformat()", "2026-03-01T12:30:05.250000"),
         ("get_peak_hardware_flops() / 1e12", "165.2"),
-        ("getcwd()", "/work"),
-        ("abspath('x/../y')", "/work/y"),
+        ("getcwd()", "/here"),
+        ("abspath('x/../y')", "/here/y"),
         ("relpath('/a', '/a/b/c')", "../.."),
         ("user_home_dir()", "/home/user"),
         ("forgather_config_dir()", "/home/user/.config/forgather"),

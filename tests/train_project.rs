@@ -301,7 +301,9 @@ fn an_option_that_comes_to_nothing_is_said_to() {
         notes.lines().filter(|line| line.contains("the run is the same without it")).count()
     };
     assert_eq!(
-        idle("train -M MODEL --weight-decay 0.5 --seq-len 8192 --output-dir o --compile true"),
+        idle(
+            "train -M MODEL --weight-decay 0.5 --output-dir o --compile true --eval-prompts-file p"
+        ),
         0
     );
     assert_eq!(idle("-t adamw4bit.yaml train -M MODEL --weight-decay 0.5"), 1);

@@ -16,12 +16,13 @@ use clap::Args;
 use fathom_data::corpus::Corpus;
 use fathom_data::samples;
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::components::run::{self as training, Resolved};
+use fathom_spec::components::run as training;
 use fathom_spec::config::written::{self, Written};
 use fathom_spec::config::{RANDOM_CORPUS, RunConfig};
 use fathom_spec::project::dynamic;
 use fathom_spec::record::RunPaths;
-use serde_json::{Map, json};
+use fathom_spec::template::graph::Graph;
+use serde_json::{Map, Value as Json, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -151,9 +152,10 @@ fn of_file(file: &Path, args: &TrainArgs, context: &Context) -> Result<Job> {
 
 fn of_project(args: &TrainArgs, context: &Context) -> Result<Job> {
     let loaded = context.load()?;
-    let resolved = training::resolve(&loaded.rendered.graph()?, &Map::new())?;
+    let graph = loaded.rendered.graph()?;
+    let resolved = training::resolve(&graph, &Map::new())?;
     say(&resolved.notes);
-    say_idle(&loaded, &resolved, context)?;
+    say_idle(&loaded, &graph, context)?;
     let stem = Path::new(&loaded.config).file_stem().unwrap_or_default().to_string_lossy();
     let root = &loaded.project.workspace.root;
     Ok(Job {
@@ -164,34 +166,39 @@ fn of_project(args: &TrainArgs, context: &Context) -> Result<Job> {
     })
 }
 
-/// Says of each option that was given whether the run would be the same without it: a template may read an option and then let
-/// something else win over it.
-fn say_idle(loaded: &Loaded, resolved: &Resolved, context: &Context) -> Result<()> {
-    let said = |resolved: &Resolved| -> Vec<String> {
-        resolved.notes.iter().map(|note| note.message.clone()).collect()
-    };
+/// Says of each option that was given whether the configuration is the same without it: a template may read an option and then
+/// let something else win over it.
+fn say_idle(loaded: &Loaded, graph: &Graph, context: &Context) -> Result<()> {
     for (option, variable) in &context.given {
         let mut vars = context.vars.clone();
         let value = vars.remove(variable);
-        // An option without which there is no run has its use.
+        // An option without which nothing renders has its use.
         let Ok(rendered) = loaded.project.render(&loaded.config, &vars) else { continue };
-        let graph = rendered.graph()?;
-        let Ok(without) = training::resolve(&graph, &Map::new()) else { continue };
-        let same = without.written.to_json() == resolved.written.to_json()
-            && (&without.name, &without.output_dir) == (&resolved.name, &resolved.output_dir)
-            && said(&without) == said(resolved);
-        let declared = dynamic::declared(&rendered, &graph)?;
+        let without = rendered.graph()?;
+        if targets(&without) != targets(graph) {
+            continue;
+        }
+        let declared = dynamic::declared(&rendered, &without)?;
         let is_default = declared.iter().filter(|arg| arg.variable == *variable).any(|arg| {
             let default = arg.default.as_deref().map(|text| arg.parse(text, Path::new("/")));
             default.and_then(Result::ok) == value
         });
-        if same && !is_default {
+        if !is_default {
             eprintln!(
                 "note: {option}: the run is the same without it; a template sets something else in its place"
             );
         }
     }
     Ok(())
+}
+
+/// What a configuration builds, without the options that it declares.
+fn targets(graph: &Graph) -> Json {
+    let mut json = graph.to_json();
+    if let Some(map) = json.as_object_mut() {
+        map.shift_remove("dynamic_args");
+    }
+    json
 }
 
 /// `-d 1` as a name of a device.
