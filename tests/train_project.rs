@@ -4,7 +4,7 @@
 mod tutorial;
 
 use fathom_data::tokenizer::Tokenizer;
-use fathom_spec::record::{EventKind, read_events};
+use fathom_spec::record::{Event, EventKind, read_events};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -27,6 +27,18 @@ fn tutorial() -> Tutorial {
     Tutorial { dir, workspace }
 }
 
+/// `target/…/fathom-engine`.
+fn engine() -> PathBuf {
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    let path = profile.join("fathom-engine");
+    assert!(
+        path.is_file(),
+        "{}: expected the engine; `cargo build --bins` makes it",
+        path.display()
+    );
+    path
+}
+
 /// `target/…/examples/scripted_worker`.
 fn scripted() -> PathBuf {
     let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
@@ -45,9 +57,13 @@ fn text(bytes: &[u8]) -> String {
 
 impl Tutorial {
     fn call(&self, folder: &Path, arguments: &str) -> Output {
+        self.call_with(&scripted(), folder, arguments)
+    }
+
+    fn call_with(&self, worker: &Path, folder: &Path, arguments: &str) -> Output {
         Command::new(assert_cmd::cargo::cargo_bin!("fathom"))
             .current_dir(folder)
-            .env("FATHOM_ENGINE", scripted())
+            .env("FATHOM_ENGINE", worker)
             .args(
                 arguments
                     .replace("MODEL", &self.dir.path().join("model").display().to_string())
@@ -80,11 +96,16 @@ impl Tutorial {
         error
     }
 
-    /// The steps that a run recorded.
-    fn steps(&self, out: &str) -> Vec<u64> {
+    /// What a run of the training project recorded.
+    fn events(&self, out: &str) -> Vec<Event> {
         let folder = out.lines().find_map(|line| line.strip_prefix("run: ")).unwrap();
         let folder = self.workspace.join("finetune_lovecraft").join(folder);
-        let (events, _) = read_events(&folder.join("events.jsonl"), 0).unwrap();
+        read_events(&folder.join("events.jsonl"), 0).unwrap().0
+    }
+
+    /// The steps that a run recorded.
+    fn steps(&self, out: &str) -> Vec<u64> {
+        let events = self.events(out);
         let steps = events.iter().filter_map(|event| match event.kind {
             EventKind::Step { step, .. } => Some(step),
             _ => None,
@@ -169,6 +190,46 @@ fn row_13_the_tutorials_corpus_has_63_rows() {
         ),
         "{out}"
     );
+}
+
+/// A model of a few thousand weights, in a configuration of the training project: what the real engine meets.
+const TINY: &str = "\
+-- extends 'configs/default.yaml'
+[tokenizer]
+tokenizer: &tokenizer !singleton:ByteTokenizer
+[model_definition]
+model: &model !partial:AutoModelForCausalLM.from_config
+    <<: *model_constructor_args
+    config: { vocab_size: 260, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2,
+              max_position_embeddings: 1024 }
+[auxiliary_outputs]
+run_config: { run: { threads: 1 }, eval: { loss_tokens: 64 } }
+";
+
+#[test]
+fn row_16_the_engine_meets_blocks_of_the_length_that_the_training_project_asks_for() {
+    let t = tutorial();
+    let configs = t.workspace.join("finetune_lovecraft/templates/configs");
+    std::fs::write(configs.join("tiny.yaml"), TINY).unwrap();
+    for (dataset, length) in
+        [("lovecraft-packed.yaml", 256), ("lovecraft-packed.yaml", 512), ("lovecraft.yaml", 512)]
+    {
+        let arguments = format!(
+            "-t tiny.yaml train --seq-len {length} --dataset-config {dataset} --max-steps 3 --save-strategy no --dtype float32 -d cpu"
+        );
+        let output = t.call_with(&engine(), &t.workspace.join("finetune_lovecraft"), &arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let out = text(&output.stdout);
+        assert_eq!(t.steps(&out), [1, 2, 3]);
+        let events = t.events(&out);
+        let blocks = events.iter().find_map(|event| match &event.kind {
+            EventKind::Fact { name, value } if name == "train.sequence_length" => Some(value),
+            _ => None,
+        });
+        assert_eq!(blocks.unwrap()["max"], length, "{dataset}");
+        let folder = out.lines().find_map(|line| line.strip_prefix("run: ")).unwrap();
+        assert!(!Path::new(folder).join("checkpoints").exists(), "{folder}");
+    }
 }
 
 #[test]
