@@ -38,6 +38,9 @@ const SGD: &[(&str, &str)] = &[("train.optimizer", "{type: sgd}")];
 /// Far too high a learning rate, let be.
 const EXPLODING: &[(&str, &str)] =
     &[("train.learning_rate", "3"), ("train.total_tokens", "960"), ("train.max_loss_ratio", "1e9")];
+const LAYERED: &[(&str, &str)] =
+    &[("train.engine", "layered"), ("train.grad_clipping", "per_sublayer")];
+const HALF: &[(&str, &str)] = &[("train.weights_dtype", "bfloat16")];
 const CHECKPOINTS: &[(&str, &str)] = &[("train.checkpoint_every_steps", "1")];
 
 fn swaps() -> Vec<Swap> {
@@ -104,6 +107,16 @@ fn swaps() -> Vec<Swap> {
         swap("train.weights_dtype", "bfloat16"),
         swap("train.loss_tile_tokens", "16"),
         swap("train.activation_checkpointing", "true"),
+        swap("train.engine", "layered"),
+        Swap { with: LAYERED, ..swap("train.attention_head_groups", "2") },
+        Swap { with: LAYERED, ..swap("train.mlp_tile_tokens", "7") },
+        Swap { with: LAYERED, ..swap("train.activation_offloading", "true") },
+        Swap { with: LAYERED, ..swap("train.attention_offloading", "true") },
+        Swap { with: LAYERED, ..swap("train.checkpoint_every_layers", "2") },
+        Swap { with: LAYERED, ..swap("train.optimizer_in_backward", "false") },
+        Swap { with: LAYERED, ..swap("train.weight_streaming", "true") },
+        Swap { with: HALF, ..swap("train.stochastic_rounding", "true") },
+        Swap { with: LAYERED, ..swap("train.grad_clipping", "global_two_pass") },
         swap("train.seed", "2"),
         swap("train.save_checkpoints", "false"),
         Swap { fact: CHECKPOINTS_WRITTEN, ..swap("train.checkpoint_every_steps", "2") },
@@ -114,6 +127,7 @@ fn swaps() -> Vec<Swap> {
         swap("eval.max_windows", "2"),
         swap("eval.every_steps", "2"),
         swap("eval.loss_tokens", "1"),
+        Swap { with: LAYERED, ..swap("run.probe_layers", "1") },
         swap("run.threads", "2"),
         swap("run.memory_cap", "8GiB"),
     ]

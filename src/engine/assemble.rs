@@ -3,6 +3,7 @@
 use crate::facts::Sink;
 use crate::model::weights::ModelFiles;
 use crate::model::{Model, Setup};
+use crate::torch;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_data::cache::Cache;
 use fathom_data::corpus::{Corpus, TRAIN};
@@ -13,6 +14,7 @@ use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::{
     ModelConfig, RANDOM_CORPUS, RopeParameters, RopeType, RunConfig, Weights,
 };
+use fathom_spec::plan::{self, Prediction, Settings};
 use fathom_spec::record::EventKind;
 use serde_json::json;
 use std::collections::{BTreeSet, HashSet};
@@ -43,12 +45,50 @@ pub fn override_rope(
     config
 }
 
-/// The model of a run, on `device`.
+/// What a run will take on `device`: memory, arithmetic, and how the layered engine will carry it out.
+///
+/// # Errors
+///
+/// When the model's shape can't be read, or the sequence is longer than the model allows.
+pub fn predict(config: &RunConfig, device: Device) -> Result<Prediction> {
+    let (_, shape) = shape(config)?;
+    let machine = torch::machine(device, config.run.memory_cap);
+    Ok(plan::predict(config, &shape, &machine))
+}
+
+/// The model of a run, on `device`; its weights in host memory where `settings` streams them.
 ///
 /// # Errors
 ///
 /// When the weights can't be read, or the sequence is longer than the model allows.
-pub fn model(config: &RunConfig, device: Device, sink: &mut impl Sink) -> Result<Model> {
+pub fn model(
+    config: &RunConfig,
+    settings: Option<&Settings>,
+    device: Device,
+    sink: &mut impl Sink,
+) -> Result<Model> {
+    let section = &config.model;
+    let (files, shape) = shape(config)?;
+    let streams = settings.is_some_and(|settings| settings.weight_streaming);
+    let setup = Setup {
+        device: if streams { Device::Cpu } else { device },
+        dtype: section.dtype,
+        weights_dtype: config.train.weights_dtype,
+        attention: section.attention,
+    };
+    let mut model = match (&files, section.weights) {
+        (Some(files), Weights::Pretrained) => Model::load(files, shape, setup)?,
+        _ => Model::random(shape, config.train.seed, setup),
+    };
+    describe_model(config, &model, sink)?;
+    if streams {
+        model.stream_to(device);
+    }
+    Ok(model)
+}
+
+/// The files of the run's model, where it has some, and its shape as the run wants it.
+fn shape(config: &RunConfig) -> Result<(Option<ModelFiles>, ModelConfig)> {
     let section = &config.model;
     let files = section.path.as_ref().map(|path| ModelFiles::open(Path::new(path))).transpose()?;
     let own = match (&files, &section.config) {
@@ -67,18 +107,7 @@ pub fn model(config: &RunConfig, device: Device, sink: &mut impl Sink) -> Result
     let shape =
         override_rope(&own, section.rope_parameters.as_ref(), section.max_position_embeddings);
     shape.check().map_err(|message| anyhow!("model: {message}"))?;
-    let setup = Setup {
-        device,
-        dtype: section.dtype,
-        weights_dtype: config.train.weights_dtype,
-        attention: section.attention,
-    };
-    let model = match (&files, section.weights) {
-        (Some(files), Weights::Pretrained) => Model::load(files, shape, setup)?,
-        _ => Model::random(shape, config.train.seed, setup),
-    };
-    describe_model(config, &model, sink)?;
-    Ok(model)
+    Ok((files, shape))
 }
 
 fn describe_model(config: &RunConfig, model: &Model, sink: &mut impl Sink) -> Result<()> {

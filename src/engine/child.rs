@@ -11,7 +11,8 @@ use crate::train::{self, Command, Ending, Progress, Training};
 use anyhow::{Result, bail};
 use fathom_data::cache::Cache;
 use fathom_data::corpus::TRAIN;
-use fathom_spec::config::{Continuation, RANDOM_CORPUS, RunConfig};
+use fathom_spec::config::{Continuation, Engine, RANDOM_CORPUS, RunConfig};
+use fathom_spec::plan::{Place, Prediction};
 use fathom_spec::record::{EventKind, EventLog, RunPaths, read_events};
 use fathom_spec::units::Bytes;
 use serde_json::Value;
@@ -140,8 +141,14 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
     let limit = if device == Device::Cpu { torch::data_limit() } else { torch::allocator_cap() };
     log.fact("run.memory_cap", limit);
 
+    progress.phase.set("plan");
+    let prediction = assemble::predict(&config, device)?;
+    log.fact("plan", predicted(&prediction));
+    if let Some(ending) = refusal(&prediction) {
+        return Ok(ending);
+    }
     progress.phase.set("load");
-    let model = assemble::model(&config, device, log)?;
+    let model = assemble::model(&config, prediction.settings.as_ref(), device, log)?;
     let tokenizer = assemble::tokenizer(&config, &model.config, log)?;
     let cache = Cache::at(paths.cache());
     let vocab_size = model.config.vocab_size;
@@ -153,6 +160,7 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         tokenizer: &tokenizer,
         train: data.train.clone(),
         held_out: data.held_out.as_ref(),
+        settings: prediction.settings,
         progress,
     };
     log.event(memory_event(0, "load", device));
@@ -171,6 +179,60 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
     honoured(&config, &log.facts.lock().unwrap_or_else(|e| e.into_inner()))?;
     let seconds = log.log.lock().unwrap_or_else(|e| e.into_inner()).elapsed().as_secs_f64();
     Ok(EventKind::Finished { step, tokens, seconds })
+}
+
+/// What was predicted, to be read beside what is measured.
+fn predicted(prediction: &Prediction) -> Value {
+    let phases: serde_json::Map<String, Value> = prediction
+        .memory
+        .phases
+        .iter()
+        .map(|(phase, bytes)| (phase.name().to_string(), bytes.0.into()))
+        .collect();
+    serde_json::json!({
+        "settings": prediction.settings,
+        "peak_allocated": prediction.memory.device_peak().0,
+        "phases": phases,
+        "host": prediction.memory.host.0,
+        "hardware_flops": prediction.work.hardware_flops(),
+        "model_flops": prediction.work.model_flops,
+        "full_square_flops": prediction.work.full_square_flops,
+        "seconds_per_step": prediction.seconds_per_step,
+    })
+}
+
+/// The ending of a run that the arithmetic says can't be held: out of memory, before anything is allocated.
+///
+/// Only where it is plain: the layered engine's memory is known to a few percent, and host memory that runs out would end
+/// more than the run.
+fn refusal(prediction: &Prediction) -> Option<EventKind> {
+    /// How far past what there is a prediction has to be.
+    const PLAINLY: f64 = 1.05;
+    let wall = &prediction.wall;
+    let plain = wall.needed.0 as f64 > PLAINLY * wall.available.0 as f64;
+    if !plain || prediction.engine == Engine::Plain {
+        return None;
+    }
+    let place = match wall.place {
+        Place::Device => "on the device",
+        Place::Host => "of host memory",
+    };
+    let message = format!(
+        "predicted before the start: {} needed {place} ({}), {} available\n  help: {}",
+        wall.needed,
+        wall.phase.name(),
+        wall.available,
+        wall.moved_by
+    );
+    let (asked, total) = (Some(wall.needed.0), Some(wall.available.0));
+    Some(EventKind::OutOfMemory {
+        step: 0,
+        phase: "plan".into(),
+        asked,
+        free: total,
+        total,
+        message,
+    })
 }
 
 /// Perplexity by context length on the held-out documents, when training has ended.
@@ -261,7 +323,9 @@ pub fn honoured(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Result<(
         ),
     ];
     let of_data = data_checks(config, facts);
-    match checks.into_iter().chain(of_data).find(|(_, broken, ..)| *broken) {
+    let written = written_settings(config).into_iter().filter(|(_, asked)| !asked.is_null());
+    let written = written.map(|(key, asked)| check(key, asked, fact(key)));
+    match checks.into_iter().chain(of_data).chain(written).find(|(_, broken, ..)| *broken) {
         Some((key, _, asked, met)) => {
             bail!(
                 "configuration not honoured: {key}: configured as `{asked}`, but the run met `{met}`"
@@ -321,6 +385,22 @@ fn data_checks(config: &RunConfig, facts: &BTreeMap<String, Value>) -> Vec<Check
             data.pack_batch_documents.into(),
         ),
         found("data.select", count("data.select", "documents") != selected, selected.into()),
+    ]
+}
+
+/// Settings of the engines that a run meets as they are written, where they are.
+fn written_settings(config: &RunConfig) -> Vec<(&'static str, Value)> {
+    let train = &config.train;
+    vec![
+        ("train.engine", serde_json::json!(train.engine)),
+        ("train.attention_head_groups", train.attention_head_groups.into()),
+        ("train.activation_offloading", train.activation_offloading.into()),
+        ("train.attention_offloading", train.attention_offloading.into()),
+        ("train.checkpoint_every_layers", train.checkpoint_every_layers.into()),
+        ("train.optimizer_in_backward", train.optimizer_in_backward.into()),
+        ("train.weight_streaming", train.weight_streaming.into()),
+        ("train.stochastic_rounding", train.stochastic_rounding.into()),
+        ("train.grad_clipping", serde_json::json!(train.grad_clipping)),
     ]
 }
 

@@ -34,6 +34,11 @@ enum Command {
     /// Measure a model or checkpoint without training
     #[command(subcommand)]
     Eval(Eval),
+    /// Print the shape of a model as a config.json
+    Shape {
+        /// A Hugging Face folder, a checkpoint of fathom, or a .gguf file
+        model: PathBuf,
+    },
     /// Say what LibTorch and which devices were found
     Doctor {
         /// Print JSON
@@ -133,6 +138,7 @@ fn main() -> ExitCode {
         }
         Command::Eval(Eval::Tokens(args)) => caught(|| eval_tokens(&args)),
         Command::Eval(Eval::Perplexity(args)) => caught(|| eval_perplexity(&args)),
+        Command::Shape { model } => shape(&model),
         Command::Doctor { json } => doctor(json),
     };
     match result {
@@ -288,6 +294,11 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
 fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path)
         .with_context(|| format!("{}: expected a UTF-8 text file", path.display()))
+}
+
+fn shape(model: &Path) -> Result<()> {
+    println!("{}", ModelFiles::open(model)?.config().to_hf_json());
+    Ok(())
 }
 
 fn doctor(as_json: bool) -> Result<()> {

@@ -9,10 +9,10 @@ use tch::{Kind, Tensor};
 
 /// Consecutive documents of one length: `count` of them from `start` on, `length` tokens each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
-    start: i64,
-    count: i64,
-    length: i64,
+pub struct Run {
+    pub start: i64,
+    pub count: i64,
+    pub length: i64,
 }
 
 /// How attention is computed, and which kernels really did it.
@@ -149,7 +149,8 @@ fn repeat_heads(x: &Tensor, times: i64) -> Tensor {
     x.unsqueeze(2).expand([b, k, times, t, h], false).reshape([b, k * times, t, h])
 }
 
-fn runs(lengths: &[usize]) -> Vec<Run> {
+/// The documents of a stream, those of one length together where they follow each other.
+pub fn runs(lengths: &[usize]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut start = 0;
     for &length in lengths {

@@ -4,7 +4,7 @@
 
 use super::attention::AttentionKernel;
 use super::rope::rotate;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// The weights of one layer, each under its name in the checkpoint.
 #[derive(Debug)]
@@ -61,6 +61,21 @@ impl Block {
         linear(&gated, &self.down_proj)
     }
 
+    /// The same layer with `f` of every weight.
+    pub fn map(&self, mut f: impl FnMut(&Tensor) -> Tensor) -> Block {
+        Block {
+            input_layernorm: f(&self.input_layernorm),
+            q_proj: f(&self.q_proj),
+            k_proj: f(&self.k_proj),
+            v_proj: f(&self.v_proj),
+            o_proj: f(&self.o_proj),
+            post_attention_layernorm: f(&self.post_attention_layernorm),
+            gate_proj: f(&self.gate_proj),
+            up_proj: f(&self.up_proj),
+            down_proj: f(&self.down_proj),
+        }
+    }
+
     /// The weights with their names in the checkpoint, for layer `index`.
     pub fn parameters(&self, index: usize) -> [(String, &Tensor); 9] {
         let name = |rest: &str| format!("model.layers.{index}.{rest}.weight");
@@ -89,19 +104,21 @@ impl Block {
 /// - returns: `[T, D]`, the dtype of `x`
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let (_, d) = x.size2().expect("x is [T, D]");
-    x.rms_norm([d], Some(cast(weight, x.kind())), eps)
+    x.rms_norm([d], Some(cast(weight, x)), eps)
 }
 
-/// `x W^T`, in the dtype of `x`.
+/// `x W^T`, in the dtype of `x` and where `x` is.
 ///
 /// # Shapes
 ///
 /// - `x`: `[T, in]`; `weight`: `[out, in]`
 /// - returns: `[T, out]`
 pub fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
-    x.linear(&cast(weight, x.kind()), None::<&Tensor>)
+    x.linear(&cast(weight, x), None::<&Tensor>)
 }
 
-fn cast(weight: &Tensor, kind: Kind) -> Tensor {
-    if weight.kind() == kind { weight.shallow_clone() } else { weight.to_kind(kind) }
+/// `weight` with the dtype and device of `like`: itself, where it has them.
+pub fn cast(weight: &Tensor, like: &Tensor) -> Tensor {
+    let here = weight.to_device(like.device());
+    if here.kind() == like.kind() { here } else { here.to_kind(like.kind()) }
 }

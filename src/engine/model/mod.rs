@@ -11,6 +11,7 @@ pub mod block;
 pub mod rope;
 pub mod weights;
 
+use crate::torch;
 use anyhow::Result;
 use attention::AttentionKernel;
 use block::{Block, Stream, linear, rms_norm};
@@ -57,6 +58,11 @@ pub fn kind(dtype: Dtype) -> Kind {
         Dtype::Float32 => Kind::Float,
         Dtype::Bfloat16 => Kind::BFloat16,
     }
+}
+
+/// What sums over many numbers of `kind` are taken in: float32, or float64 for float64.
+pub fn at_least_float(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 impl Model {
@@ -133,6 +139,22 @@ impl Model {
         }
     }
 
+    /// Moves the weights, which are in host memory, to where `device` can read them, and computes there from now on.
+    ///
+    /// A forward then brings every weight at its use. (The layered engine brings whole layers ahead of their use.)
+    pub fn stream_to(&mut self, device: Device) {
+        let pinned = |weight: &Tensor| {
+            let host = torch::host_empty_like(weight, device);
+            torch::copy(&host, weight);
+            host
+        };
+        self.embed_tokens = pinned(&self.embed_tokens);
+        self.layers = self.layers.iter().map(|layer| layer.map(pinned)).collect();
+        self.norm = pinned(&self.norm);
+        self.lm_head = self.lm_head.as_ref().map(pinned);
+        self.device = device;
+    }
+
     /// Every weight once, with its name in the checkpoint, in the order of the forward.
     pub fn parameters(&self) -> Vec<(String, &Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_string(), &self.embed_tokens)];
@@ -163,7 +185,8 @@ impl Model {
     /// - `input_ids`: `[T]`, int64
     /// - returns: `[T, D]`
     pub fn embed(&self, input_ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embed_tokens, input_ids, -1, false, false).to_kind(self.dtype)
+        let table = self.embed_tokens.to_device(self.device);
+        Tensor::embedding(&table, input_ids, -1, false, false).to_kind(self.dtype)
     }
 
     /// Runs `f` with what all layers share for documents of these lengths.
@@ -203,9 +226,9 @@ impl Model {
     /// # Shapes
     ///
     /// - `hidden`: `[T, D]`
-    /// - returns: `[T, V]`, float32
+    /// - returns: `[T, V]`, float32; float64 for a float64 `hidden`
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        linear(hidden, self.head()).to_kind(Kind::Float)
+        linear(hidden, self.head()).to_kind(at_least_float(hidden.kind()))
     }
 
     /// The negative log-likelihood of `labels` at every position, in nats, a tile of positions at a time.
@@ -213,7 +236,7 @@ impl Model {
     /// # Shapes
     ///
     /// - `hidden`: `[T, D]`; `labels`: `[T]`, int64
-    /// - returns: `[T]`, float32
+    /// - returns: `[T]`, the dtype of [`Model::logits`]
     pub fn nll(&self, hidden: &Tensor, labels: &Tensor, tile_tokens: usize) -> Tensor {
         let (t, _) = hidden.size2().expect("hidden is [T, D]");
         let tile = tile_tokens as i64;

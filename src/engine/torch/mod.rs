@@ -1,15 +1,23 @@
-//! LibTorch where tch ends: CUDA at run time, memory counters, backward from a given gradient, generator state.
+//! LibTorch where tch ends: CUDA at run time, memory counters, backward from a given gradient, generator state, fused attention
+//! with a backward of its own, copies beside the arithmetic.
 
+pub mod attention;
 mod device;
+mod machine;
 mod memory;
+mod random;
+mod stream;
 
 pub use device::{DeviceInfo, allocator_cap, cuda_devices, cuda_missing, open_device};
+pub use machine::{host_memory, machine};
 pub use memory::{
     Memory, data_in_use, data_limit, empty_cache, limit_resident_memory, memory, reset_peak,
 };
+pub use random::fill_random;
+pub use stream::{Event, SideStream, copy, host_empty_like};
 
 use anyhow::{Result, bail};
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::Tensor;
 
 unsafe extern "C" {
@@ -24,6 +32,43 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn fathom_cpu_generator_state(out: *mut *mut torch_sys::C_tensor) -> *mut c_char;
     fn fathom_set_cpu_generator_state(state: *const torch_sys::C_tensor) -> *mut c_char;
+    fn fathom_attention_forward(
+        fused: c_int,
+        q: *const torch_sys::C_tensor,
+        k: *const torch_sys::C_tensor,
+        v: *const torch_sys::C_tensor,
+        offsets: *const torch_sys::C_tensor,
+        longest: i64,
+        window: i64,
+        out: *mut *mut torch_sys::C_tensor,
+    ) -> *mut c_char;
+    fn fathom_attention_backward(
+        fused: c_int,
+        d_o: *const torch_sys::C_tensor,
+        q: *const torch_sys::C_tensor,
+        k: *const torch_sys::C_tensor,
+        v: *const torch_sys::C_tensor,
+        o: *const torch_sys::C_tensor,
+        kept: *const *const torch_sys::C_tensor,
+        offsets: *const torch_sys::C_tensor,
+        longest: i64,
+        window: i64,
+        out: *mut *mut torch_sys::C_tensor,
+    ) -> *mut c_char;
+    fn fathom_stream_new(device: c_int, out: *mut *mut c_void) -> *mut c_char;
+    fn fathom_stream_swap(stream: *mut c_void) -> *mut c_char;
+    fn fathom_stream_free(stream: *mut c_void);
+    fn fathom_event_record(device: c_int, out: *mut *mut c_void) -> *mut c_char;
+    fn fathom_event_wait(device: c_int, event: *mut c_void) -> *mut c_char;
+    fn fathom_event_free(event: *mut c_void);
+    fn fathom_copy(to: *const torch_sys::C_tensor, from: *const torch_sys::C_tensor)
+    -> *mut c_char;
+    fn fathom_host_empty_like(
+        like: *const torch_sys::C_tensor,
+        pinned: bool,
+        out: *mut *mut torch_sys::C_tensor,
+    ) -> *mut c_char;
+    fn fathom_random(x: *const torch_sys::C_tensor, to: i64, seed: u64) -> *mut c_char;
 }
 
 /// Turns the shim's answer into a `Result`.
@@ -38,6 +83,14 @@ fn checked(answer: *mut c_char) -> Result<()> {
         text
     };
     bail!("{}", message.lines().next().unwrap_or_default())
+}
+
+/// The same, where a failure is out of memory or a bug of ours: a panic with LibTorch's message, as tch's own operations.
+#[track_caller]
+fn must(answer: *mut c_char) {
+    if let Err(error) = checked(answer) {
+        panic!("{error}");
+    }
 }
 
 /// The version of LibTorch that this program was built against.
@@ -57,10 +110,7 @@ pub fn libtorch_version() -> String {
 /// As tch's own operations do, with LibTorch's message; running out of memory is one of them.
 pub fn backward(output: &Tensor, gradient: &Tensor) {
     // SAFETY: both pointers are to live tensors; the shim copies the handles.
-    let answer = unsafe { fathom_backward(output.as_ptr(), gradient.as_ptr()) };
-    if let Err(error) = checked(answer) {
-        panic!("{error}");
-    }
+    must(unsafe { fathom_backward(output.as_ptr(), gradient.as_ptr()) });
 }
 
 /// The state of the CPU's random generator.

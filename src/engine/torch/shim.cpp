@@ -2,13 +2,26 @@
 //
 // Every function returns nullptr, or the text of the exception that was thrown (the caller frees it).
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_flash_attention_backward.h>
+#include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
+#include <ATen/ops/_scaled_dot_product_efficient_attention.h>
+#include <ATen/ops/_scaled_dot_product_efficient_attention_backward.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <optional>
 
 namespace {
 template <typename F>
@@ -23,6 +36,36 @@ char* guarded(F f) {
 
 c10::DeviceAllocator* cuda() {
   return c10::getDeviceAllocator(c10::DeviceType::CUDA);
+}
+
+// Streams and events of CUDA through the interface that every backend registers: no CUDA header, no CUDA library.
+c10::impl::VirtualGuardImpl cuda_guard() {
+  return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA);
+}
+
+c10::Stream current_stream(int device) {
+  return cuda_guard().getStream(
+      c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+}
+
+// The kernels of fused attention that have a backward of their own; the numbers are torch/attention.rs's.
+enum Fused { kCudnn = 0, kFlash = 1, kEfficient = 2 };
+
+at::Tensor swapped(const at::Tensor& x) {
+  return x.transpose(1, 2);
+}
+
+at::Tensor* owned(at::Tensor x) {
+  return new at::Tensor(std::move(x));
+}
+
+std::optional<int64_t> to_the_left(int64_t window) {
+  return window > 0 ? std::optional<int64_t>(window - 1) : std::nullopt;
+}
+
+// Window 0 is none; a causal kernel sees nothing to the right.
+std::optional<int64_t> to_the_right(int64_t window) {
+  return window > 0 ? std::optional<int64_t>(0) : std::nullopt;
 }
 }  // namespace
 
@@ -76,6 +119,151 @@ char* fathom_set_cpu_generator_state(const at::Tensor* state) {
     // A Generator is a handle: the copy sets the state of the default one.
     at::Generator generator = at::detail::getDefaultCPUGenerator();
     generator.set_state(*state);
+  });
+}
+
+// Causal attention with what its backward needs. q [B, T, N, H], k and v [B, T, K, H]; with `offsets` (int32, of the
+// documents in the stream; flash only) B is 1. out: o [B, T, N, H], log-sum-exp, and two tensors that only the same kernel reads.
+char* fathom_attention_forward(
+    int fused,
+    const at::Tensor* q,
+    const at::Tensor* k,
+    const at::Tensor* v,
+    const at::Tensor* offsets,
+    int64_t longest,
+    int64_t window,
+    at::Tensor** out) {
+  return guarded([=] {
+    if (fused == kCudnn) {
+      auto result = at::_scaled_dot_product_cudnn_attention(
+          swapped(*q), swapped(*k), swapped(*v), std::nullopt, true, 0.0, true, false);
+      out[0] = owned(swapped(std::get<0>(result)));
+      out[1] = owned(std::get<1>(result));
+      out[2] = owned(std::get<6>(result));
+      out[3] = owned(std::get<7>(result));
+    } else if (fused == kFlash) {
+      std::optional<at::Tensor> documents;
+      if (offsets != nullptr) documents = *offsets;
+      const auto in = [&](const at::Tensor* x) { return offsets ? x->squeeze(0) : *x; };
+      auto result = at::_flash_attention_forward(
+          in(q), in(k), in(v), documents, documents, longest, longest, 0.0, true, false,
+          std::nullopt, to_the_left(window), to_the_right(window));
+      const auto& o = std::get<0>(result);
+      out[0] = owned(offsets ? o.unsqueeze(0) : o);
+      out[1] = owned(std::get<1>(result));
+      out[2] = owned(std::get<2>(result));
+      out[3] = owned(std::get<3>(result));
+    } else {
+      auto result = at::_scaled_dot_product_efficient_attention(
+          swapped(*q), swapped(*k), swapped(*v), std::nullopt, true, 0.0, true);
+      out[0] = owned(swapped(std::get<0>(result)));
+      out[1] = owned(std::get<1>(result));
+      out[2] = owned(std::get<2>(result));
+      out[3] = owned(std::get<3>(result));
+    }
+  });
+}
+
+// The backward of fathom_attention_forward for the same q, k, v, o and `kept` (its out[1..4]). out: dq, dk, dv.
+char* fathom_attention_backward(
+    int fused,
+    const at::Tensor* d_o,
+    const at::Tensor* q,
+    const at::Tensor* k,
+    const at::Tensor* v,
+    const at::Tensor* o,
+    const at::Tensor* const* kept,
+    const at::Tensor* offsets,
+    int64_t longest,
+    int64_t window,
+    at::Tensor** out) {
+  return guarded([=] {
+    const at::Tensor none;
+    if (fused == kCudnn) {
+      auto [dq, dk, dv] = at::_scaled_dot_product_cudnn_attention_backward(
+          swapped(*d_o), swapped(*q), swapped(*k), swapped(*v), swapped(*o), *kept[0], *kept[1],
+          *kept[2], none, none, none, longest, longest, 0.0, true);
+      out[0] = owned(swapped(dq));
+      out[1] = owned(swapped(dk));
+      out[2] = owned(swapped(dv));
+    } else if (fused == kFlash) {
+      const at::Tensor documents = offsets ? *offsets : none;
+      const auto in = [&](const at::Tensor* x) { return offsets ? x->squeeze(0) : *x; };
+      const auto whole = [&](at::Tensor x) { return owned(offsets ? x.unsqueeze(0) : x); };
+      auto [dq, dk, dv] = at::_flash_attention_backward(
+          in(d_o), in(q), in(k), in(v), in(o), *kept[0], documents, documents, longest, longest,
+          0.0, true, *kept[1], *kept[2], std::nullopt, to_the_left(window), to_the_right(window));
+      out[0] = whole(dq);
+      out[1] = whole(dk);
+      out[2] = whole(dv);
+    } else {
+      auto [dq, dk, dv, bias] = at::_scaled_dot_product_efficient_attention_backward(
+          swapped(*d_o), swapped(*q), swapped(*k), swapped(*v), none, swapped(*o), *kept[0],
+          *kept[1], *kept[2], 0.0, std::array<bool, 4>{true, true, true, false}, true);
+      out[0] = owned(swapped(dq));
+      out[1] = owned(swapped(dk));
+      out[2] = owned(swapped(dv));
+    }
+  });
+}
+
+// A stream beside the current one.
+char* fathom_stream_new(int device, void** out) {
+  return guarded([=] {
+    *out = new c10::Stream(cuda_guard().getStreamFromGlobalPool(
+        c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))));
+  });
+}
+
+// Makes `stream` the current one, and leaves the one that was in its place: twice is as before.
+char* fathom_stream_swap(void* stream) {
+  return guarded([=] {
+    auto* other = static_cast<c10::Stream*>(stream);
+    *other = cuda_guard().exchangeStream(*other);
+  });
+}
+
+void fathom_stream_free(void* stream) {
+  delete static_cast<c10::Stream*>(stream);
+}
+
+// An event that marks all that the current stream was given so far.
+char* fathom_event_record(int device, void** out) {
+  return guarded([=] {
+    auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    event->record(current_stream(device));
+    *out = event.release();
+  });
+}
+
+// What the current stream is given from now on waits for the event.
+char* fathom_event_wait(int device, void* event) {
+  return guarded([=] { static_cast<c10::Event*>(event)->block(current_stream(device)); });
+}
+
+void fathom_event_free(void* event) {
+  delete static_cast<c10::Event*>(event);
+}
+
+// Copies without waiting for the device where one end is pinned host memory.
+char* fathom_copy(const at::Tensor* to, const at::Tensor* from) {
+  return guarded([=] { to->copy_(*from, /*non_blocking=*/true); });
+}
+
+// Host memory of the size and dtype of `like`, uninitialised; page-locked for a CUDA device.
+char* fathom_host_empty_like(const at::Tensor* like, bool pinned, at::Tensor** out) {
+  return guarded([=] {
+    const auto options = like->options().device(c10::DeviceType::CPU).pinned_memory(pinned);
+    *out = owned(at::empty(like->sizes(), options));
+  });
+}
+
+// Fills an integer tensor with numbers from 0 to below `to` that depend on `seed` and the tensor's size alone.
+char* fathom_random(const at::Tensor* x, int64_t to, uint64_t seed) {
+  return guarded([=] {
+    at::Generator generator = at::globalContext().defaultGenerator(x->device()).clone();
+    generator.set_current_seed(seed);
+    x->random_(0, to, generator);
   });
 }
 }

@@ -3,6 +3,8 @@
 //! Everything that happens is told to the [`Sink`]; the loop knows nothing of files but its checkpoints.
 
 pub mod checkpoint;
+pub mod execute;
+pub mod layered;
 pub mod optimizer;
 pub mod schedule;
 pub mod step;
@@ -13,17 +15,20 @@ use crate::model::Model;
 use crate::torch;
 use anyhow::Result;
 use checkpoint::TrainerState;
+use execute::{Engine, Executor, Outcome};
 use fathom_data::dataset::{Batch, Batches, Dataset};
 use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::RunConfig;
+use fathom_spec::plan::Settings;
 use fathom_spec::record::{EventKind, RunPaths};
-use optimizer::{Optimizer, clip_grad_norm};
+use layered::Layered;
+use optimizer::Optimizer;
 use schedule::Schedule;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
-use step::{Plan, Stream, forward_backward};
-use tch::{Tensor, no_grad};
+use step::{Plan, Stream};
+use tch::Tensor;
 
 /// Steps that the running average of the loss is over.
 const AVERAGE_STEPS: usize = 10;
@@ -40,6 +45,8 @@ pub struct Training<'a> {
     pub train: Arc<Dataset>,
     /// Blocks of the evaluated split; none when the split is empty.
     pub held_out: Option<&'a Dataset>,
+    /// How the layered engine carries out steps; `None` on the plain one.
+    pub settings: Option<Settings>,
     pub progress: &'a Progress,
 }
 
@@ -84,9 +91,7 @@ pub fn train(
     next_command: &mut dyn FnMut() -> Option<Command>,
 ) -> Result<Ending> {
     let config = &t.config.train;
-    t.model.set_requires_grad(true);
-    let parameters = t.model.parameters();
-    let mut optimizer = Optimizer::new(&config.optimizer, &parameters);
+    let mut optimizer = optimizer(t);
     let schedule = Schedule::new(
         &config.schedule,
         config.learning_rate,
@@ -99,11 +104,8 @@ pub fn train(
         state = checkpoint::load(&folder, t.model, &mut optimizer)?;
         batches.seek(state.position)?;
     }
-    let plan = Plan {
-        loss_tile_tokens: config.loss_tile_tokens,
-        activation_checkpointing: config.activation_checkpointing,
-    };
-    describe(t, &optimizer, &schedule, plan, sink);
+    let mut executor = Executor::new(engine(t), t.model, config);
+    describe(t, &optimizer, &schedule, &executor, sink);
 
     let mut peaks = PhasePeaks::default();
     let mut last_checkpoint = state.step;
@@ -146,28 +148,11 @@ pub fn train(
             described = true;
         }
 
-        peaks.begin(t, "forward_backward");
-        let mut nll = 0.0;
-        for batch in &micro_batches {
-            let sum =
-                forward_backward(t.model, &stream(batch, t.model), 1.0 / loss_tokens as f64, plan);
-            nll += f64::try_from(&sum)?;
-        }
-        let loss = nll / loss_tokens as f64;
-        peaks.end(t, sink);
-
-        peaks.begin(t, "optimizer");
-        let gradients: Vec<Tensor> = parameters.iter().map(|(_, weight)| weight.grad()).collect();
-        let grad_norm = clip_grad_norm(&gradients, config.max_grad_norm);
-        let finite = loss.is_finite() && grad_norm.is_finite();
-        if finite {
-            optimizer.begin_step();
-            for (index, ((_, weight), gradient)) in parameters.iter().zip(&gradients).enumerate() {
-                optimizer.step_parameter(index, weight, gradient, learning_rate);
-            }
-        }
-        no_grad(|| gradients.into_iter().for_each(|mut gradient| drop(gradient.zero_())));
-        peaks.end(t, sink);
+        let mut streams = micro_batches.iter().map(|batch| stream(batch, t.model));
+        let mut watch = |phase| peaks.enter(t, phase, sink);
+        let Outcome { loss, grad_norm } =
+            executor.step(&mut streams, loss_tokens, &mut optimizer, learning_rate, &mut watch)?;
+        peaks.leave(t, sink);
 
         state.step += 1;
         state.tokens += tokens as u64;
@@ -184,6 +169,7 @@ pub fn train(
             peak_allocated: peaks.step.peak_allocated,
             peak_reserved: peaks.step.peak_reserved,
         });
+        peaks.step = torch::Memory::default();
         if let Some(reason) = diverged(&mut state, loss, grad_norm, config.max_loss_ratio) {
             return Ok(Ending::Diverged { step: state.step, loss, reason });
         }
@@ -201,9 +187,42 @@ pub fn train(
     sink.fact("eval.every_steps", evaluations);
     sink.fact("train.total_tokens", state.tokens);
     sink.fact("train.max_steps", state.step);
+    if let Some(kernels) = executor.attention_kernels() {
+        sink.fact("train.attention_kernels", kernels);
+    }
     split_loss(t, state.step, sink)?;
     save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
     Ok(Ending::Finished { step: state.step, tokens: state.tokens })
+}
+
+/// The optimizer of the run, its state as at the start.
+fn optimizer(t: &Training) -> Optimizer {
+    let config = &t.config.train;
+    let parameters = t.model.parameters();
+    let mut optimizer = Optimizer::on_device(&config.optimizer, &parameters, t.model.device);
+    if config.stochastic_rounding() {
+        optimizer.round_stochastically(config.seed);
+    }
+    if let Some(settings) = t.settings {
+        optimizer.step_in_blocks(settings.step_elements as i64);
+    }
+    optimizer
+}
+
+/// The engine of the run.
+fn engine<'a>(t: &Training<'a>) -> Engine<'a> {
+    let config = &t.config.train;
+    let Some(settings) = t.settings else {
+        return Engine::Plain(Plan {
+            loss_tile_tokens: config.loss_tile_tokens,
+            activation_checkpointing: config.activation_checkpointing,
+        });
+    };
+    let mut layered = Layered::new(t.model, t.config.model.attention, settings);
+    if let Some(layers) = t.config.run.probe_layers {
+        layered.probe(layers);
+    }
+    Engine::Layered(Box::new(layered))
 }
 
 fn spent(state: &TrainerState, config: &RunConfig) -> bool {
@@ -216,17 +235,18 @@ fn describe(
     t: &Training,
     optimizer: &Optimizer,
     schedule: &Schedule,
-    plan: Plan,
+    executor: &Executor,
     sink: &mut impl Sink,
 ) {
     for (name, value) in optimizer.describe().into_iter().chain(schedule.describe()) {
         sink.fact(&name, value);
     }
+    for (name, value) in executor.describe() {
+        sink.fact(name, value);
+    }
+    sink.fact("train.stochastic_rounding", optimizer.rounds_stochastically());
     let config = &t.config.train;
-    sink.fact("train.max_grad_norm", config.max_grad_norm);
     sink.fact("train.max_loss_ratio", config.max_loss_ratio);
-    sink.fact("train.loss_tile_tokens", plan.loss_tile_tokens as u64);
-    sink.fact("train.activation_checkpointing", plan.activation_checkpointing);
     sink.fact("train.save_checkpoints", config.save_checkpoints);
     sink.fact("train.checkpoint_every_steps", config.checkpoint_every_steps);
     sink.fact("train.keep_checkpoints", config.keep_checkpoints as u64);
@@ -295,8 +315,9 @@ fn save(
     last: &mut u64,
     sink: &mut impl Sink,
 ) -> Result<()> {
-    // Nothing has changed since; step 0 of a fresh run is the base model itself.
-    if !t.config.train.save_checkpoints || *last == state.step {
+    // Nothing has changed since; step 0 of a fresh run is the base model itself. A probe trains nothing worth keeping.
+    let kept = t.config.train.save_checkpoints && t.config.run.probe_layers.is_none();
+    if !kept || *last == state.step {
         return Ok(());
     }
     t.progress.phase.set("checkpoint");
@@ -312,25 +333,26 @@ fn save(
 /// Peak memory by phase; an event whenever a phase reaches further than it did before.
 #[derive(Default)]
 struct PhasePeaks {
+    phase: Option<&'static str>,
     /// The peak of the step so far.
     step: torch::Memory,
     highest: std::collections::HashMap<&'static str, u64>,
 }
 
 impl PhasePeaks {
-    fn begin(&mut self, t: &Training, phase: &'static str) {
+    /// Ends the phase that is, if one is, and begins another.
+    fn enter(&mut self, t: &Training, phase: &'static str, sink: &mut impl Sink) {
+        self.leave(t, sink);
         t.progress.phase.set(phase);
-        if phase == "forward_backward" {
-            self.step = torch::Memory::default();
-        }
+        self.phase = Some(phase);
         // Resident memory has one high-water mark for the process; resetting it every step costs more than it tells.
         if t.model.device.is_cuda() {
             torch::reset_peak(t.model.device);
         }
     }
 
-    fn end(&mut self, t: &Training, sink: &mut impl Sink) {
-        let phase = t.progress.phase.get();
+    fn leave(&mut self, t: &Training, sink: &mut impl Sink) {
+        let Some(phase) = self.phase.take() else { return };
         let now = torch::memory(t.model.device);
         self.step.peak_allocated = self.step.peak_allocated.max(now.peak_allocated);
         self.step.peak_reserved = self.step.peak_reserved.max(now.peak_reserved);

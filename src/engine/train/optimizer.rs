@@ -4,22 +4,30 @@
 //! be stepped as soon as its gradient is there, in the middle of the backward, and the gradient dropped at once.
 //!
 //! All arithmetic is in float32, whatever the types of the weight and the gradient. A weight of another type is read as
-//! float32, stepped, and rounded to the nearest value it can hold: in bfloat16, updates below 1/256 of a weight are lost.
-//! (Stochastic rounding would keep them on average; it is left for later.) While a parameter is stepped there is one float32
-//! temporary of its size, and another if the weight is not float32; AdamW and SGD also take one for a gradient that is not.
+//! float32, stepped, and rounded to a value it can hold: the nearest, or with [`Optimizer::round_stochastically`] the one
+//! above or below at random. In bfloat16, updates below 1/256 of a weight are lost to the nearest, and kept on average at
+//! random. While a parameter is stepped there is one float32 temporary of its size (of [`BLOCK_ELEMENTS`] at most), and
+//! another if the weight is not float32, and one of random bits; AdamW and SGD also take one for a gradient that is not.
 //!
 //! Every rule applies the weight decay to every parameter that it steps, norms and embeddings included, as `torch.optim` does.
 
+use crate::torch;
 use anyhow::{Context, Result, bail, ensure};
 use fathom_spec::config::{self, OptimizerType};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+
+/// Elements of a weight that are stepped at one time, unless [`Optimizer::step_in_blocks`] says otherwise: 256 MiB of float32.
+pub const BLOCK_ELEMENTS: i64 = 1 << 26;
 
 /// An optimizer and its state.
 pub struct Optimizer {
     rule: Rule,
     weight_decay: f64,
+    /// Seeds the rounding of weights that are not float32; `None` rounds to the nearest.
+    rounding: Option<u64>,
+    block_elements: i64,
     parameters: Vec<Parameter>,
 }
 
@@ -54,15 +62,46 @@ impl Optimizer {
     /// The state of a matrix of `r` rows and `c` columns takes, in float32: AdamW `2rc`, Adafactor (both) `r + c`, SGD with
     /// momentum `rc` and without nothing.
     pub fn new(config: &config::Optimizer, parameters: &[(String, &Tensor)]) -> Optimizer {
+        let device = parameters.first().map_or(Device::Cpu, |(_, weight)| weight.device());
+        Optimizer::on_device(config, parameters, device)
+    }
+
+    /// The same for weights that are brought to `device` to be stepped. What is as large as its weight stays where the weight
+    /// is, and is brought with it; rows and columns are on `device`.
+    pub fn on_device(
+        config: &config::Optimizer,
+        parameters: &[(String, &Tensor)],
+        device: Device,
+    ) -> Optimizer {
         let rule = Rule::new(config);
         let parameters = parameters.iter().map(|(name, weight)| {
             let size = weight.size();
-            let zeros = |size: Vec<i64>| Tensor::zeros(size, (Kind::Float, weight.device()));
+            let zeros = |of: Vec<i64>| match weight.device() == device || of != size {
+                true => Tensor::zeros(of, (Kind::Float, device)),
+                false => {
+                    let like = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(of, false);
+                    torch::host_empty_like(&like, device).zero_()
+                }
+            };
             let state = rule.layout(&size).into_iter().map(|(_, size)| zeros(size)).collect();
             Parameter { name: name.clone(), size, steps: Tensor::from(0i64), stepped: true, state }
         });
         let parameters = parameters.collect();
-        Optimizer { rule, weight_decay: config.weight_decay, parameters }
+        let (weight_decay, rounding) = (config.weight_decay, None);
+        Optimizer { rule, weight_decay, rounding, block_elements: BLOCK_ELEMENTS, parameters }
+    }
+
+    /// Steps at most so many elements of a matrix at one time: temporaries are of this size. Adafactor makes the update of
+    /// a matrix in several blocks twice.
+    pub fn step_in_blocks(&mut self, elements: i64) {
+        self.block_elements = elements;
+    }
+
+    /// Rounds weights that are bfloat16 up or down at random from now on, with the probabilities that make the mean exact.
+    ///
+    /// The random numbers depend on `seed`, the parameter and how often it was stepped: a resumed run draws the same.
+    pub fn round_stochastically(&mut self, seed: u64) {
+        self.rounding = Some(seed);
     }
 
     /// Begins a step, in which each parameter may be stepped once.
@@ -98,17 +137,23 @@ impl Optimizer {
         parameter.stepped = true;
         parameter.steps += 1;
         tch::no_grad(|| {
-            let mut weight = weight.shallow_clone();
-            let mut step = Step {
-                weight: weight.to_kind(Kind::Float), // itself, if it is float32
+            let here = |state: &Tensor| state.to_device(weight.device());
+            let mut state: Vec<Tensor> = parameter.state.iter().map(here).collect();
+            let count = parameter.steps.int64_value(&[]);
+            let step = Step {
+                weight,
                 grad,
-                count: parameter.steps.int64_value(&[]) as f64,
+                count: count as f64,
                 learning_rate,
                 weight_decay: self.weight_decay,
+                rounding: self.rounding.map(|seed| mix(mix(seed, index as u64), count as u64)),
+                block_elements: self.block_elements,
             };
-            step.apply(&self.rule, &mut parameter.state);
-            if weight.kind() != Kind::Float {
-                weight.copy_(&step.weight);
+            step.apply(&self.rule, &mut state);
+            for (kept, state) in parameter.state.iter().zip(&state) {
+                if kept.device() != state.device() {
+                    torch::copy(kept, state);
+                }
             }
         });
     }
@@ -192,6 +237,11 @@ impl Optimizer {
         options.into_iter().map(|(key, value)| (format!("train.optimizer.{key}"), value)).collect()
     }
 
+    /// Whether weights that are bfloat16 are rounded at random.
+    pub fn rounds_stochastically(&self) -> bool {
+        self.rounding.is_some()
+    }
+
     fn help(&self) -> String {
         format!("help: the state must be of `{}` and the same model", self.rule.name())
     }
@@ -255,18 +305,50 @@ impl Rule {
 
 /// One step of one parameter.
 struct Step<'a> {
-    /// float32, changed in place.
-    weight: Tensor,
+    /// Changed in place.
+    weight: &'a Tensor,
     grad: &'a Tensor,
     /// 1 for the parameter's first step.
     count: f64,
     learning_rate: f64,
     weight_decay: f64,
+    /// Seeds the rounding; `None` rounds to the nearest.
+    rounding: Option<u64>,
+    block_elements: i64,
+}
+
+/// Some rows of a weight, and of what has its size.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// `None` is the whole.
+    rows: Option<(i64, i64)>,
+}
+
+impl Block {
+    /// The blocks of a weight of this size, of at most so many elements (of one row at least).
+    fn all(size: &[i64], elements: i64) -> Vec<Block> {
+        let &[rows, ref columns @ ..] = size else { return vec![Block { rows: None }] };
+        let at_once = (elements / columns.iter().product::<i64>().max(1)).max(1);
+        // The factors of an Adafactor span the last two dimensions.
+        if rows <= at_once || columns.len() > 1 {
+            return vec![Block { rows: None }];
+        }
+        let block = |from: i64| Block { rows: Some((from, at_once.min(rows - from))) };
+        (0..rows).step_by(at_once as usize).map(block).collect()
+    }
+
+    /// Its part of a tensor with a row for every row of the weight, or with one row for all of them.
+    fn of(&self, x: &Tensor) -> Tensor {
+        match self.rows {
+            Some((from, count)) if x.size()[0] > 1 => x.narrow(0, from, count),
+            _ => x.shallow_clone(),
+        }
+    }
 }
 
 impl Step<'_> {
     /// Changes the weight and its state.
-    fn apply(&mut self, rule: &Rule, state: &mut [Tensor]) {
+    fn apply(&self, rule: &Rule, state: &mut [Tensor]) {
         match (rule, state) {
             (&Rule::Adamw { betas, eps }, [exp_avg, exp_avg_sq]) => {
                 self.adamw(betas, eps, exp_avg, exp_avg_sq);
@@ -283,30 +365,45 @@ impl Step<'_> {
         }
     }
 
+    fn blocks(&self) -> Vec<Block> {
+        Block::all(&self.weight.size(), self.block_elements)
+    }
+
+    /// Does `f` to the float32 weight, block by block, and rounds what is not float32 once.
+    fn each_block(&self, mut f: impl FnMut(&mut Tensor, Block)) {
+        for (index, block) in self.blocks().into_iter().enumerate() {
+            let mut kept = block.of(self.weight);
+            let mut exact = kept.to_kind(Kind::Float); // itself, if it is float32
+            f(&mut exact, block);
+            match self.rounding {
+                _ if kept.kind() == Kind::Float => {}
+                Some(seed) => round_stochastically(&mut kept, &exact, mix(seed, index as u64)),
+                None => kept.copy_(&exact),
+            }
+        }
+    }
+
     /// AdamW as `torch.optim.AdamW`: Loshchilov and Hutter (2019), <https://arxiv.org/abs/1711.05101>.
     ///
     /// # Shapes
     ///
     /// - `exp_avg`, `exp_avg_sq`: the size of the weight
-    fn adamw(
-        &mut self,
-        [beta1, beta2]: [f64; 2],
-        eps: f64,
-        exp_avg: &mut Tensor,
-        exp_avg_sq: &mut Tensor,
-    ) {
-        let grad = self.grad.to_kind(Kind::Float);
-        self.decay();
+    fn adamw(&self, [beta1, beta2]: [f64; 2], eps: f64, exp_avg: &Tensor, exp_avg_sq: &Tensor) {
         let bias_correction = |beta: f64| 1.0 - beta.powf(self.count);
         let step_size = self.scalar(-self.learning_rate / bias_correction(beta1));
-        let scratch = grad.square();
-        let _ = exp_avg.lerp_(&grad, 1.0 - beta1);
-        let _ = exp_avg_sq.lerp_(&scratch, 1.0 - beta2);
-        let mut root = exp_avg_sq.sqrt_out(&scratch);
-        root /= bias_correction(beta2).sqrt();
-        root += eps;
-        let update = exp_avg.div_out(&scratch, &root);
-        let _ = self.weight.addcmul_(&update, &step_size);
+        self.each_block(|weight, block| {
+            let (mut exp_avg, mut exp_avg_sq) = (block.of(exp_avg), block.of(exp_avg_sq));
+            let grad = block.of(self.grad).to_kind(Kind::Float);
+            self.decay(weight);
+            let scratch = grad.square();
+            let _ = exp_avg.lerp_(&grad, 1.0 - beta1);
+            let _ = exp_avg_sq.lerp_(&scratch, 1.0 - beta2);
+            let mut root = exp_avg_sq.sqrt_out(&scratch);
+            root /= bias_correction(beta2).sqrt();
+            root += eps;
+            let update = exp_avg.div_out(&scratch, &root);
+            let _ = weight.addcmul_(&update, &step_size);
+        });
     }
 
     /// Adafactor as `torch.optim.Adafactor`: Shazeer and Stern (2018), <https://arxiv.org/abs/1804.04235>, with the means of
@@ -319,7 +416,7 @@ impl Step<'_> {
     ///
     /// - `state`: `row_var` `[.., R, 1]` and `col_var` `[.., 1, C]` of a weight `[.., R, C]`; of a vector `variance`, its size
     fn adafactor(
-        &mut self,
+        &self,
         eps: f64,
         relative_step_floor: f64,
         beta2_decay: f64,
@@ -328,26 +425,31 @@ impl Step<'_> {
     ) {
         let relative_step = self.learning_rate.min(self.count.powf(-0.5));
         // Of the weight as it is before the decay.
-        let step_size = rms(&self.weight).clamp_min_(relative_step_floor) * relative_step;
-        self.decay();
+        let step_size = rms(self.weight).clamp_min_(relative_step_floor) * relative_step;
         let share = self.count.powf(beta2_decay);
-        let mut update = match state {
+        // The second moment of a block, a tensor of its own; the state moves on here, once.
+        let second_moment: Box<dyn Fn(Block) -> Tensor> = match state {
             [row_var, col_var] => {
                 let rows = row_var.size()[row_var.dim() - 2];
                 let columns = col_var.size()[col_var.dim() - 1];
                 let _ = row_var.lerp_(&(sum_of_squares(self.grad, -1, true) / columns), share);
                 let _ = col_var.lerp_(&(sum_of_squares(self.grad, -2, true) / rows), share);
                 let scale = row_var.mean_dim([-2].as_slice(), true, None).clamp_min_(eps);
-                (&*row_var / scale) * &*col_var
+                let (row_factor, col_var) = (&*row_var / scale, &*col_var);
+                Box::new(move |block| block.of(&row_factor) * col_var)
             }
             [variance] => {
                 let _ = variance.lerp_(&self.grad.to_kind(Kind::Float).square(), share);
-                variance.copy()
+                let variance = &*variance;
+                Box::new(move |block| block.of(variance).copy())
             }
             _ => unreachable!("{} tensors of state", state.len()),
         };
-        let _ = update.clamp_min_(eps * eps).rsqrt_().g_mul_(self.grad);
-        self.subtract_clipped(&update, step_size, clip_threshold);
+        let update = |block: Block| {
+            let mut update = second_moment(block);
+            update.clamp_min_(eps * eps).rsqrt_().g_mul_(&block.of(self.grad))
+        };
+        self.subtract_clipped(update, step_size, clip_threshold);
     }
 
     /// Adafactor as in the tutorial's system: sums of rows and columns, `eps` added to every squared gradient, and a step of
@@ -357,71 +459,126 @@ impl Step<'_> {
     ///
     /// - `state`: `row_sum` `[R]` and `col_sum` `[C]` of a weight `[.., C]` with `R * C` elements; of a vector `variance`, its
     ///   size
-    fn adafactor_sum(
-        &mut self,
-        eps: f64,
-        beta2_decay: f64,
-        clip_threshold: f64,
-        state: &mut [Tensor],
-    ) {
-        self.decay();
+    fn adafactor_sum(&self, eps: f64, beta2_decay: f64, clip_threshold: f64, state: &mut [Tensor]) {
         let share = self.count.powf(beta2_decay).max(1.0 - ADAFACTOR_SUM_MAX_BETA2);
-        let mut update = match state {
+        // One over the root of a block's second moment, a tensor of its own; the state moves on here, once.
+        let factor: Box<dyn Fn(Block) -> Tensor> = match state {
             [row_sum, col_sum] => {
                 let (rows, columns) = (row_sum.numel() as f64, col_sum.numel() as f64);
                 let grad = self.grad.reshape([-1, col_sum.numel() as i64]);
                 let _ = row_sum.lerp_(&(sum_of_squares(&grad, 1, false) + eps * columns), share);
                 let _ = col_sum.lerp_(&(sum_of_squares(&grad, 0, false) + eps * rows), share);
                 let row_factor = (&*row_sum / row_sum.sum(None)).rsqrt_();
-                row_factor.outer(&col_sum.rsqrt()).reshape(self.weight.size())
+                let col_factor = col_sum.rsqrt();
+                Box::new(move |block| {
+                    let size = block.of(self.grad).size();
+                    match block.rows {
+                        Some(_) => block.of(&row_factor).outer(&col_factor),
+                        None => row_factor.outer(&col_factor),
+                    }
+                    .reshape(size)
+                })
             }
             [variance] => {
                 let squared = self.grad.to_kind(Kind::Float).square() + eps;
                 let _ = variance.lerp_(&squared, share);
-                variance.rsqrt()
+                let variance = &*variance;
+                Box::new(move |block| block.of(variance).rsqrt())
             }
             _ => unreachable!("{} tensors of state", state.len()),
         };
-        update *= self.grad;
-        let step_size = self.scalar(self.learning_rate);
-        self.subtract_clipped(&update, step_size, clip_threshold);
+        let update = |block: Block| factor(block).g_mul_(&block.of(self.grad));
+        self.subtract_clipped(update, self.scalar(self.learning_rate), clip_threshold);
     }
 
     /// Stochastic gradient descent as `torch.optim.SGD`: the decay is part of the gradient, and there is no dampening.
-    fn sgd(&mut self, momentum: f64, buffer: Option<&mut Tensor>) {
-        let grad = self.grad.to_kind(Kind::Float);
-        let grad = match self.weight_decay {
-            0.0 => grad,
-            weight_decay => (&self.weight * weight_decay).g_add_(&grad),
-        };
+    fn sgd(&self, momentum: f64, buffer: Option<&mut Tensor>) {
         let step_size = self.scalar(-self.learning_rate);
-        let _ = match buffer {
-            Some(buffer) => {
-                *buffer *= momentum;
-                *buffer += grad;
-                self.weight.addcmul_(buffer, &step_size)
-            }
-            None => self.weight.addcmul_(&grad, &step_size),
-        };
+        self.each_block(|weight, block| {
+            let grad = block.of(self.grad).to_kind(Kind::Float);
+            let grad = match self.weight_decay {
+                0.0 => grad,
+                weight_decay => (&*weight * weight_decay).g_add_(&grad),
+            };
+            let _ = match &buffer {
+                Some(buffer) => {
+                    let mut buffer = block.of(buffer);
+                    buffer *= momentum;
+                    buffer += grad;
+                    weight.addcmul_(&buffer, &step_size)
+                }
+                None => weight.addcmul_(&grad, &step_size),
+            };
+        });
     }
 
     /// Decoupled weight decay.
-    fn decay(&mut self) {
+    fn decay(&self, weight: &mut Tensor) {
         if self.weight_decay != 0.0 {
-            self.weight *= 1.0 - self.learning_rate * self.weight_decay;
+            *weight *= 1.0 - self.learning_rate * self.weight_decay;
         }
     }
 
-    /// `weight -= step_size * update`, with the update scaled down to the root mean square `clip_threshold`.
-    fn subtract_clipped(&mut self, update: &Tensor, step_size: Tensor, clip_threshold: f64) {
-        let scale = step_size / (rms(update) / -clip_threshold).clamp_max_(-1.0);
-        let _ = self.weight.addcmul_(update, &scale);
+    /// Decay, then `weight -= step_size * update`, with the update scaled down to the root mean square `clip_threshold`.
+    ///
+    /// The update of a weight in several blocks is made twice: once for its root mean square.
+    fn subtract_clipped(
+        &self,
+        update: impl Fn(Block) -> Tensor,
+        step_size: Tensor,
+        clip_threshold: f64,
+    ) {
+        let blocks = self.blocks();
+        let (mut only, root_mean_square) = match blocks[..] {
+            [block] => {
+                let update = update(block);
+                let root_mean_square = rms(&update);
+                (Some(update), root_mean_square)
+            }
+            _ => {
+                let norm = |block: &Block| update(*block).norm_scalaropt_dtype(2, Kind::Float);
+                let norms: Vec<Tensor> = blocks.iter().map(norm).collect();
+                let elements = self.weight.numel() as f64;
+                (None, Tensor::stack(&norms, 0).norm() / elements.sqrt())
+            }
+        };
+        let scale = step_size / (root_mean_square / -clip_threshold).clamp_max_(-1.0);
+        self.each_block(|weight, block| {
+            let update = only.take().unwrap_or_else(|| update(block));
+            self.decay(weight);
+            let _ = weight.addcmul_(&update, &scale);
+        });
     }
 
     /// A number where the weight is. Filled there, so that nothing waits for a copy.
     fn scalar(&self, value: f64) -> Tensor {
         Tensor::full([0i64; 0], value, (Kind::Float, self.weight.device()))
     }
+}
+
+/// Rounds `exact` into `kept`, to the bfloat16 above or below with the probabilities that make the mean exact.
+///
+/// A bfloat16 is the upper half of a float32: with a random lower half added, what carries into the upper half is right on
+/// average, and the rest is cut off.
+///
+/// # Shapes
+///
+/// - `kept`: bfloat16; `exact`: float32, the same size
+fn round_stochastically(kept: &mut Tensor, exact: &Tensor, seed: u64) {
+    const LOWER: i64 = 1 << 16;
+    let mut bits = Tensor::empty(exact.size(), (Kind::Int, exact.device()));
+    torch::fill_random(&bits, LOWER, seed);
+    bits += exact.view_dtype(Kind::Int);
+    let _ = bits.bitwise_and_(-LOWER);
+    kept.copy_(&bits.view_dtype(Kind::Float));
+}
+
+/// A seed from two numbers, as good as random: the finalizer of SplitMix64 (Steele et al. 2014).
+fn mix(seed: u64, stream: u64) -> u64 {
+    let mut z = seed.wrapping_add(stream.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Root mean square over all elements, a float32 scalar.

@@ -6,12 +6,14 @@
 
 mod data;
 mod de;
+mod layered;
 mod model;
 mod rope;
 pub mod written;
 
 pub use data::{Bound, Continuation, DataSection, DocumentRange, Packing, RANDOM_CORPUS, SampleBy};
 pub use de::{from_written, nearest};
+pub use layered::{Engine, GradClipping};
 pub use model::ModelConfig;
 pub use rope::{RopeParameters, RopeType};
 
@@ -138,6 +140,37 @@ pub struct TrainSection {
     /// Recompute each layer in the backward instead of keeping its activations.
     #[serde(default)]
     pub activation_checkpointing: bool,
+    /// What drives the forward and backward; `plain` when not given. The keys from here to `stochastic_rounding` are chosen
+    /// for the model and the device when not given, and recorded as facts.
+    #[serde(default)]
+    pub engine: Option<Engine>,
+    /// `layered`: key-value heads are worked in so many groups, one after another.
+    #[serde(default)]
+    pub attention_head_groups: Option<usize>,
+    /// `layered`: positions whose MLP activations exist at one time.
+    #[serde(default)]
+    pub mlp_tile_tokens: Option<usize>,
+    /// `layered`: keep the layers' inputs in host memory between forward and backward.
+    #[serde(default)]
+    pub activation_offloading: Option<bool>,
+    /// `layered`: keep the heads' outputs of the layer that is worked in host memory too.
+    #[serde(default)]
+    pub attention_offloading: Option<bool>,
+    /// `layered`: keep the input of every so many layers, and recompute those between.
+    #[serde(default)]
+    pub checkpoint_every_layers: Option<usize>,
+    /// `layered`: step each weight inside the backward, and drop its gradient at once.
+    #[serde(default)]
+    pub optimizer_in_backward: Option<bool>,
+    /// `layered`: keep the weights in host memory, and on the device those of two layers.
+    #[serde(default)]
+    pub weight_streaming: Option<bool>,
+    /// Round bfloat16 weights up or down at random, so that small steps are kept on average.
+    #[serde(default)]
+    pub stochastic_rounding: Option<bool>,
+    /// Over which gradients `max_grad_norm` is taken; `global` when not given.
+    #[serde(default)]
+    pub grad_clipping: Option<GradClipping>,
     /// Seeds the order of the data and the random initialisation.
     #[serde(default)]
     pub seed: u64,
@@ -274,7 +307,7 @@ impl Default for EvalSection {
     }
 }
 
-/// Where and how to run. Only `memory_cap` is part of the run's identity.
+/// Where and how to run. Only `memory_cap` and `probe_layers` are part of the run's identity.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
@@ -287,6 +320,9 @@ pub struct RunSection {
     /// The memory that the run may take: of the device's allocator, or resident on the CPU.
     #[serde(default)]
     pub memory_cap: Option<Bytes>,
+    /// `train.engine: layered`: work only so many layers of the model. Its memory is that of all of them, its loss means nothing.
+    #[serde(default)]
+    pub probe_layers: Option<usize>,
 }
 
 /// A device by name.
@@ -436,7 +472,7 @@ impl RunConfig {
                 json[section][key] = serde_json::Value::Null;
             }
         }
-        json["run"] = serde_json::json!({ "memory_cap": self.run.memory_cap });
+        json["run"] = serde_json::json!({ "memory_cap": self.run.memory_cap, "probe_layers": self.run.probe_layers });
         json["model"]["path"] = digests.model.clone().into();
         json["tokenizer"]["path"] = digests.tokenizer.clone().into();
         json["data"]["corpus"] = digests.data.clone().into();
@@ -524,6 +560,7 @@ impl RunConfig {
             .complete(self.train.total_tokens, planned)
             .map_err(|m| ("train.schedule", m))?;
         self.train.optimizer.complete().map_err(|m| ("train.optimizer", m))?;
+        self.check_engine()?;
         self.eval.context_lengths.sort_unstable();
         self.eval.context_lengths.dedup();
         if self.eval.context_lengths.first().is_some_and(|&length| length < 2) {

@@ -116,6 +116,88 @@ fn identity_knows_what_matters() {
     assert_ne!(config.identity(&other_data).run_hash, identity.run_hash);
 }
 
+/// What is not written is null, and null is left out of the hash: keys that came later leave earlier runs what they were.
+#[test]
+fn keys_of_the_engines_are_hashed_only_where_written() {
+    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
+    let hash = |text: &str| read(text).unwrap().identity(&digests).run_hash;
+    let plain = read(SMALL).unwrap();
+    let keys = [
+        "engine",
+        "attention_head_groups",
+        "mlp_tile_tokens",
+        "activation_offloading",
+        "attention_offloading",
+        "checkpoint_every_layers",
+        "optimizer_in_backward",
+        "weight_streaming",
+        "stochastic_rounding",
+        "grad_clipping",
+    ];
+    for key in keys {
+        assert_eq!(plain.to_json()["train"].get(key), Some(&serde_json::Value::Null), "{key}");
+    }
+    assert_eq!(plain.to_json()["run"].get("probe_layers"), Some(&serde_json::Value::Null));
+    let layered = format!("{SMALL}  engine: layered\n  max_grad_norm: null\n");
+    let probe = format!("{layered}run: {{probe_layers: 2}}\n");
+    assert_ne!(hash(&layered), hash(SMALL));
+    assert_ne!(hash(&probe), hash(&layered));
+}
+
+#[test]
+fn settings_of_the_engines_fit_together() {
+    let refused = |train: &str, key: &str, message: &str| {
+        let error = error(&format!("{SMALL}{train}"));
+        assert!(error.contains(&format!("{key}: {message}")), "{error}");
+    };
+    let layered = "expected `train.engine: layered` for it, found `plain`";
+    refused("  attention_head_groups: 2\n", "train.attention_head_groups", layered);
+    refused("  weight_streaming: true\n", "train.weight_streaming", layered);
+    refused("  grad_clipping: per_sublayer\n", "train.grad_clipping", layered);
+    refused("run: {probe_layers: 2}\n", "run.probe_layers", layered);
+    refused("  mlp_tile_tokens: 0\n", "train.mlp_tile_tokens", "expected 1 or more, found `0`");
+    refused(
+        "  stochastic_rounding: true\n",
+        "train.stochastic_rounding",
+        "expected `train.weights_dtype: bfloat16`",
+    );
+    let on_layered = |rest: &str| format!("  engine: layered\n{rest}");
+    refused(
+        &on_layered("  optimizer_in_backward: true\n"),
+        "train.optimizer_in_backward",
+        "expected no clipping that needs all gradients at once",
+    );
+    refused(
+        &on_layered(
+            "  grad_clipping: per_sublayer\n  optimizer_in_backward: true\n  gradient_accumulation_steps: 2\n",
+        ),
+        "train.optimizer_in_backward",
+        "expected `train.gradient_accumulation_steps: 1`",
+    );
+    refused(
+        &on_layered("run: {probe_layers: 2}\n"),
+        "run.probe_layers",
+        "expected `train.optimizer_in_backward: true`",
+    );
+    refused(
+        &on_layered("  weight_streaming: true\n"),
+        "train.weight_streaming",
+        "expected `train.optimizer_in_backward: true`",
+    );
+    refused(
+        &on_layered("  activation_checkpointing: true\n"),
+        "train.activation_checkpointing",
+        "expected `train.engine: plain`",
+    );
+    let resolved = |rest: &str| read(&format!("{SMALL}{}", on_layered(rest))).unwrap().train;
+    assert!(!resolved("").optimizer_in_backward());
+    assert!(resolved("  max_grad_norm: null\n").optimizer_in_backward());
+    assert!(resolved("  grad_clipping: per_sublayer\n").optimizer_in_backward());
+    assert!(resolved("  grad_clipping: global_two_pass\n").optimizer_in_backward());
+    assert!(resolved("  weights_dtype: bfloat16\n").stochastic_rounding());
+    assert!(!resolved("").stochastic_rounding());
+}
+
 #[test]
 fn parameters_of_a_7b_are_counted() {
     let llama = ModelConfig::from_hf_json(

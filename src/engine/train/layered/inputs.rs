@@ -1,0 +1,218 @@
+//! The inputs of layers between the forward that makes them and the backward that needs them: on the device, or in host
+//! memory, copied beside the arithmetic.
+//!
+//! `T` position, `D` hidden. Host memory is held in tiles of `tile_tokens` positions that are used again and again. LibTorch's
+//! allocator of page-locked memory rounds up to a power of two: a tile should be a little less than one.
+//!
+//! On the device there is one buffer `[T, D]` for what comes back. As soon as the backward of a layer is done with some rows
+//! of it, those rows of the next input are brought there, so that nothing beyond the buffer is needed for copies to run
+//! beside the arithmetic.
+
+use crate::torch::{Event, SideStream, copy, host_empty_like};
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
+
+/// The inputs of some layers.
+pub struct Inputs {
+    device: Device,
+    /// `None` keeps inputs on the device.
+    offload: Option<Offload>,
+    /// Layer -> its input: tiles in host memory, or one tensor `[T, D]` on the device.
+    kept: BTreeMap<usize, Vec<Tensor>>,
+    tile_tokens: i64,
+}
+
+/// What offloading needs, kept from step to step.
+struct Offload {
+    side: SideStream,
+    /// Tiles that hold nothing now: `[tile_tokens, D]` each, in host memory.
+    free: Vec<Tensor>,
+    /// Where inputs come back to.
+    buffer: Option<Tensor>, // [T, D]
+    arriving: Option<Arriving>,
+}
+
+/// An input on its way back: which tiles of it were asked for, with the event of their arrival.
+struct Arriving {
+    layer: usize,
+    tiles: Vec<Option<Event>>,
+}
+
+/// An input on the device, perhaps still arriving.
+pub struct Arrived {
+    x: Tensor,                 // [T, D]
+    tiles: Vec<Option<Event>>, // by tile; empty where nothing is waited for
+    tile_tokens: i64,
+}
+
+impl Arrived {
+    /// A tensor that is there already: `[T, D]`.
+    pub fn here(x: Tensor) -> Arrived {
+        Arrived { x, tiles: Vec::new(), tile_tokens: 1 }
+    }
+
+    /// Some rows, when they have arrived: `[count, D]`. What is done with them waits; the host does not.
+    pub fn rows(&self, from: i64, count: i64) -> Tensor {
+        if !self.tiles.is_empty() {
+            let tiles = from / self.tile_tokens..=(from + count - 1) / self.tile_tokens;
+            tiles.filter_map(|tile| self.tiles[tile as usize].as_ref()).for_each(Event::wait);
+        }
+        self.x.narrow(0, from, count)
+    }
+
+    /// All rows: `[T, D]`.
+    pub fn all(&self) -> Tensor {
+        self.tiles.iter().flatten().for_each(Event::wait);
+        self.x.shallow_clone()
+    }
+
+    pub fn size2(&self) -> (i64, i64) {
+        self.x.size2().expect("x is [T, D]")
+    }
+}
+
+impl Inputs {
+    /// In host memory if `offload`, else on `device`.
+    pub fn new(offload: bool, tile_tokens: i64, device: Device) -> Inputs {
+        let offload = offload.then(|| Offload {
+            side: SideStream::new(device),
+            free: Vec::new(),
+            buffer: None,
+            arriving: None,
+        });
+        Inputs { device, offload, kept: BTreeMap::new(), tile_tokens }
+    }
+
+    /// Whether inputs are in host memory between forward and backward.
+    pub fn offloads(&self) -> bool {
+        self.offload.is_some()
+    }
+
+    /// Keeps a copy of `x` as the input of `layer`. Wait for the event before writing to `x`.
+    ///
+    /// # Shapes
+    ///
+    /// `x`: `[T, D]`, on the device.
+    pub fn keep(&mut self, layer: usize, x: &Tensor) -> Event {
+        let (tile_tokens, device) = (self.tile_tokens, self.device);
+        let Some(offload) = &mut self.offload else {
+            self.kept.insert(layer, vec![x.copy()]);
+            return Event::record(device);
+        };
+        let made = Event::record(device);
+        let mut tiles = Vec::new();
+        let copied = offload.side.run(|| {
+            made.wait();
+            for (from, count) in tiles_of(x, tile_tokens) {
+                let tile = offload.free.pop().unwrap_or_else(|| {
+                    let (_, d) = x.size2().expect("x is [T, D]");
+                    host_empty_like(&x.narrow(0, 0, 1).expand([tile_tokens, d], false), device)
+                });
+                copy(&tile.narrow(0, 0, count), &x.narrow(0, from, count));
+                tiles.push(tile);
+            }
+            Event::record(device)
+        });
+        self.kept.insert(layer, tiles);
+        copied
+    }
+
+    /// Takes the device's buffer for inputs like `like` to come back to.
+    pub fn begin_backward(&mut self, like: &Tensor) {
+        if let Some(offload) = &mut self.offload {
+            offload.buffer = Some(like.empty_like());
+        }
+    }
+
+    /// Gives it back.
+    pub fn end_backward(&mut self) {
+        if let Some(offload) = &mut self.offload {
+            offload.buffer = None;
+            offload.arriving = None;
+        }
+    }
+
+    /// The input of `layer`, to read.
+    pub fn fetch(&mut self, layer: usize) -> Arrived {
+        let (tile_tokens, device) = (self.tile_tokens, self.device);
+        let kept =
+            self.kept.get(&layer).unwrap_or_else(|| panic!("the input of layer {layer} is kept"));
+        let Some(offload) = &mut self.offload else {
+            return Arrived::here(kept[0].shallow_clone());
+        };
+        let buffer = offload.buffer.as_ref().expect("the backward has begun").shallow_clone();
+        let mut arriving = offload
+            .arriving
+            .take()
+            .filter(|arriving| arriving.layer == layer)
+            .unwrap_or_else(|| Arriving { layer, tiles: kept.iter().map(|_| None).collect() });
+        let read = Event::record(device);
+        for (tile, (from, count)) in tiles_of(&buffer, tile_tokens).enumerate() {
+            arriving.tiles[tile].get_or_insert_with(|| {
+                bring(&offload.side, &read, &buffer, from, count, &kept[tile], device)
+            });
+        }
+        Arrived { x: buffer, tiles: arriving.tiles, tile_tokens }
+    }
+
+    /// The input of `layer`, to write to: what is kept stays as it is.
+    pub fn fetch_to_write(&mut self, layer: usize) -> Arrived {
+        let arrived = self.fetch(layer);
+        if self.offload.is_some() { arrived } else { Arrived::here(arrived.x.copy()) }
+    }
+
+    /// Brings some rows of the input of `next` into the buffer, whose rows there are not needed any more.
+    ///
+    /// Rows that do not fill a tile wait for [`Inputs::fetch`].
+    pub fn refill(&mut self, next: usize, from: i64, count: i64) {
+        let (tile_tokens, device) = (self.tile_tokens, self.device);
+        let (Some(offload), Some(kept)) = (&mut self.offload, self.kept.get(&next)) else { return };
+        let buffer = offload.buffer.as_ref().expect("the backward has begun");
+        let (t, _) = buffer.size2().expect("the buffer is [T, D]");
+        let whole = from % tile_tokens == 0 && (count == tile_tokens || from + count == t);
+        if !whole {
+            return;
+        }
+        let arriving = match &mut offload.arriving {
+            Some(arriving) if arriving.layer == next => arriving,
+            other => {
+                other.insert(Arriving { layer: next, tiles: kept.iter().map(|_| None).collect() })
+            }
+        };
+        let tile = (from / tile_tokens) as usize;
+        let read = Event::record(device);
+        arriving.tiles[tile] =
+            Some(bring(&offload.side, &read, buffer, from, count, &kept[tile], device));
+    }
+
+    /// Drops the input of `layer`.
+    pub fn forget(&mut self, layer: usize) {
+        let Some(tiles) = self.kept.remove(&layer) else { return };
+        if let Some(offload) = &mut self.offload {
+            offload.free.extend(tiles);
+        }
+    }
+}
+
+/// Copies a host tile to its rows of the buffer beside the arithmetic, after `read`.
+fn bring(
+    side: &SideStream,
+    read: &Event,
+    buffer: &Tensor,
+    from: i64,
+    count: i64,
+    tile: &Tensor,
+    device: Device,
+) -> Event {
+    side.run(|| {
+        read.wait();
+        copy(&buffer.narrow(0, from, count), &tile.narrow(0, 0, count));
+        Event::record(device)
+    })
+}
+
+/// `(from, count)` of every tile of the rows of `x`.
+pub fn tiles_of(x: &Tensor, tile_tokens: i64) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let (t, _) = x.size2().expect("x is [T, D]");
+    (0..t).step_by(tile_tokens as usize).map(move |from| (from, tile_tokens.min(t - from)))
+}

@@ -1,0 +1,92 @@
+//! The MLP of a layer with the output projection before it, a tile of positions at a time.
+//!
+//! `T` position, `D` hidden, `N` query heads, `H` head dim, `F` intermediate.
+
+use super::inputs::tiles_of;
+use super::norm::add_rms_norm_backward;
+use super::outputs::Outputs;
+use super::products::{add_matmul, add_product, zeros};
+use crate::model::block::{Block, linear, rms_norm};
+use tch::Tensor;
+
+/// The gradients of the MLP's weights, float32 (float64 for float64).
+pub struct MlpGradients {
+    pub post_attention_layernorm: Tensor, // [D]
+    pub gate_proj: Tensor,                // [F, D]
+    pub up_proj: Tensor,                  // [F, D]
+    pub down_proj: Tensor,                // [D, F]
+}
+
+/// The layer's output in place of its input: `h = x + o W_o`, `x = h + mlp(norm(h))`.
+///
+/// # Shapes
+///
+/// - `x`: `[T, D]`; it becomes the layer's output
+/// - `outputs`: the heads', `[T, N H]` in all
+pub fn forward(x: &Tensor, outputs: &mut Outputs, layer: &Block, eps: f64, tile_tokens: i64) {
+    for (from, count) in tiles_of(x, tile_tokens) {
+        let (x, o) = (x.narrow(0, from, count), outputs.rows(from, count));
+        add_matmul(&x, &o, &layer.o_proj.transpose(0, 1)); // x is h now
+        let n = rms_norm(&x, &layer.post_attention_layernorm, eps);
+        let gated = linear(&n, &layer.gate_proj).silu_().g_mul_(&linear(&n, &layer.up_proj));
+        add_matmul(&x, &gated, &layer.down_proj.transpose(0, 1));
+    }
+}
+
+/// The backward of [`forward`] down to `h`.
+///
+/// Forward: `h = x + o W_o`; `n = norm(h)`; `a = silu(n W_gate)`, `b = n W_up`; `y = h + (a b) W_down`.
+/// Backward, in reverse: `dW_down`, `d(ab) = dy W_down`; `db = a d(ab)`, `da = b d(ab)`; `dW_up`, `dW_gate`;
+/// `dn = .. W_up + .. W_gate`; `dh = dy + norm'(dn)`.
+///
+/// # Shapes
+///
+/// - `x`: `[T, D]`, the layer's input; `outputs`: the heads', `[T, N H]` in all
+/// - `g`: `[T, D]`, the gradient of the layer's output; it becomes that of `h`
+pub fn backward(
+    x: &Tensor,
+    outputs: &mut Outputs,
+    g: &Tensor,
+    layer: &Block,
+    eps: f64,
+    tile_tokens: i64,
+) -> MlpGradients {
+    let gradients = MlpGradients {
+        post_attention_layernorm: zeros(&layer.post_attention_layernorm.size(), g),
+        gate_proj: zeros(&layer.gate_proj.size(), g),
+        up_proj: zeros(&layer.up_proj.size(), g),
+        down_proj: zeros(&layer.down_proj.size(), g),
+    };
+    for (from, count) in tiles_of(x, tile_tokens) {
+        let (h, g) = (x.narrow(0, from, count).copy(), g.narrow(0, from, count));
+        add_matmul(&h, &outputs.rows(from, count), &layer.o_proj.transpose(0, 1));
+        let n = rms_norm(&h, &layer.post_attention_layernorm, eps);
+        let gate = linear(&n, &layer.gate_proj); // [t, F]
+        let mut up = linear(&n, &layer.up_proj); // [t, F]
+        let mut activated = gate.silu();
+
+        // y = h + (a b) W_down
+        let d_gated = g.matmul(&layer.down_proj); // [t, F]
+        add_product(&gradients.down_proj, &g, &(&activated * &up));
+
+        // a = silu(n W_gate), b = n W_up
+        let d_up = activated.g_mul_(&d_gated);
+        let d_gate = gate.silu_backward(&up.g_mul_(&d_gated));
+        drop((d_gated, gate));
+        add_product(&gradients.up_proj, &d_up, &n);
+        add_product(&gradients.gate_proj, &d_gate, &n);
+        let dn = d_up.matmul(&layer.up_proj); // [t, D]
+        add_matmul(&dn, &d_gate, &layer.gate_proj);
+
+        // n = norm(h), and the residual stream: g already holds dy
+        add_rms_norm_backward(
+            &g,
+            &gradients.post_attention_layernorm,
+            &dn,
+            &h,
+            &layer.post_attention_layernorm,
+            eps,
+        );
+    }
+    gradients
+}

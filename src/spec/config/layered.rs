@@ -1,0 +1,163 @@
+//! How the step is carried out: which engine, and what the settings of the layered one need of each other.
+//!
+//! None of these keys has a value in the complete form when it was not written: what is chosen for it depends on the
+//! device, and is a fact of the run. So a configuration that does not name them keeps its hash.
+
+use super::{Dtype, RunConfig, TrainSection};
+use serde::{Deserialize, Serialize};
+
+/// What drives the forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// Ordinary autograd over the whole model.
+    #[default]
+    Plain,
+    /// Layer by layer, by hand: only the layers' inputs outlive the forward, and a weight can be stepped as soon as its
+    /// gradient is there.
+    Layered,
+}
+
+/// Over which gradients the norm is taken that `train.max_grad_norm` bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradClipping {
+    /// All of them, which have to be there together: a float32 gradient of every weight.
+    #[default]
+    Global,
+    /// All of them, without keeping them: one backward takes the norm, a second one steps. Three quarters more arithmetic.
+    GlobalTwoPass,
+    /// Those of one sublayer (attention, MLP, embedding, head), each clipped by itself as it comes: free, and another rule.
+    PerSublayer,
+}
+
+impl GradClipping {
+    pub fn name(self) -> &'static str {
+        match self {
+            GradClipping::Global => "global",
+            GradClipping::GlobalTwoPass => "global_two_pass",
+            GradClipping::PerSublayer => "per_sublayer",
+        }
+    }
+}
+
+impl Engine {
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Plain => "plain",
+            Engine::Layered => "layered",
+        }
+    }
+}
+
+impl TrainSection {
+    /// The engine that is written, else the plain one.
+    pub fn engine(&self) -> Engine {
+        self.engine.unwrap_or_default()
+    }
+
+    /// How gradients are clipped, where `max_grad_norm` bounds them.
+    pub fn grad_clipping(&self) -> GradClipping {
+        self.grad_clipping.unwrap_or_default()
+    }
+
+    /// Whether weights are stepped inside the backward. When it is not written: where nothing needs all gradients at once.
+    pub fn optimizer_in_backward(&self) -> bool {
+        self.optimizer_in_backward.unwrap_or_else(|| {
+            let needs_all =
+                self.max_grad_norm.is_some() && self.grad_clipping() == GradClipping::Global;
+            self.engine() == Engine::Layered && self.gradient_accumulation_steps == 1 && !needs_all
+        })
+    }
+
+    /// Whether bfloat16 weights are rounded up or down at random. When it is not written: on the layered engine.
+    pub fn stochastic_rounding(&self) -> bool {
+        let half = self.weights_dtype == Dtype::Bfloat16;
+        self.stochastic_rounding.unwrap_or(half && self.engine() == Engine::Layered)
+    }
+}
+
+impl RunConfig {
+    /// Checks what the settings of the engines need of each other. An error names its key.
+    pub(super) fn check_engine(&self) -> Result<(), (&'static str, String)> {
+        let train = &self.train;
+        let sizes = [
+            ("train.attention_head_groups", train.attention_head_groups),
+            ("train.mlp_tile_tokens", train.mlp_tile_tokens),
+            ("train.checkpoint_every_layers", train.checkpoint_every_layers),
+            ("run.probe_layers", self.run.probe_layers),
+        ];
+        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == Some(0)) {
+            return Err((key, "expected 1 or more, found `0`".into()));
+        }
+        if train.stochastic_rounding == Some(true) && train.weights_dtype != Dtype::Bfloat16 {
+            let message = "expected `train.weights_dtype: bfloat16` for it, found `float32`";
+            return Err(("train.stochastic_rounding", message.into()));
+        }
+        match train.engine() {
+            Engine::Plain => self.check_plain(&sizes),
+            Engine::Layered => self.check_layered(),
+        }
+    }
+
+    fn check_plain(
+        &self,
+        sizes: &[(&'static str, Option<usize>)],
+    ) -> Result<(), (&'static str, String)> {
+        let train = &self.train;
+        let switches = [
+            ("train.activation_offloading", train.activation_offloading == Some(true)),
+            ("train.attention_offloading", train.attention_offloading == Some(true)),
+            ("train.optimizer_in_backward", train.optimizer_in_backward == Some(true)),
+            ("train.weight_streaming", train.weight_streaming == Some(true)),
+            ("train.grad_clipping", train.grad_clipping() != GradClipping::Global),
+        ];
+        let sizes = sizes.iter().map(|(key, size)| (*key, size.is_some()));
+        match sizes.chain(switches).find(|(_, given)| *given) {
+            Some((key, _)) => {
+                Err((key, "expected `train.engine: layered` for it, found `plain`".into()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_layered(&self) -> Result<(), (&'static str, String)> {
+        let train = &self.train;
+        if train.activation_checkpointing {
+            let message = "expected `train.engine: plain` for it, found `layered`, which recomputes every layer anyway";
+            return Err(("train.activation_checkpointing", message.into()));
+        }
+        let in_backward = train.optimizer_in_backward();
+        if in_backward && train.gradient_accumulation_steps > 1 {
+            let message = "expected `train.gradient_accumulation_steps: 1` for it: a weight is stepped once a step";
+            return Err(("train.optimizer_in_backward", message.into()));
+        }
+        let clips = train.max_grad_norm.is_some();
+        match train.grad_clipping() {
+            GradClipping::Global if clips && in_backward => Err((
+                "train.optimizer_in_backward",
+                "expected no clipping that needs all gradients at once, found `train.grad_clipping: global`\n  help: set \
+                 train.grad_clipping: per_sublayer (free) or global_two_pass, or train.max_grad_norm: null"
+                    .into(),
+            )),
+            GradClipping::GlobalTwoPass if clips && !in_backward => Err((
+                "train.grad_clipping",
+                "expected `train.optimizer_in_backward: true` for two passes\n  help: set train.grad_clipping: global"
+                    .into(),
+            )),
+            _ if self.run.probe_layers.is_some() && !in_backward => Err((
+                "run.probe_layers",
+                "expected `train.optimizer_in_backward: true` for it: gradients that are kept would be those of its layers alone"
+                    .into(),
+            )),
+            _ if train.weight_streaming == Some(true) && !in_backward => Err((
+                "train.weight_streaming",
+                "expected `train.optimizer_in_backward: true` for it: gradients of all weights would not leave the device\n  \
+                 help: set train.grad_clipping: per_sublayer or global_two_pass, or train.max_grad_norm: null, with \
+                 train.gradient_accumulation_steps: 1"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What a run will take before it is started: memory by phase, arithmetic, time; and the settings that are chosen by it.
+//!
+//! Pure arithmetic over a configuration, a model's shape and a machine: no tensors. The layered engine allocates what
+//! [`memory`] counts, in the order that it is counted; `tests/layered.rs` and the reports hold predictions beside what was
+//! measured.
+//!
+//! `T` tokens of a micro-batch, `D` hidden, `N` query heads, `K` key-value heads, `H` head dim, `F` intermediate, `V`
+//! vocabulary, `L` layers.
+
+pub mod memory;
+pub mod time;
+
+use crate::config::{Dtype, Engine, GradClipping, ModelConfig, RunConfig};
+use crate::units::Bytes;
+pub use memory::{Memory, Phase};
+use serde::{Deserialize, Serialize};
+pub use time::{Speed, Work};
+
+/// Bytes of a tile of hidden states in host memory. LibTorch's allocator of page-locked memory rounds every block up to a
+/// power of two, so a tile is one, or a little less.
+const ROW_TILE_BYTES: u64 = 64 << 20;
+/// The share of what the allocator may hand out that a prediction may fill: what is left is fragments and workspaces that
+/// change from version to version.
+const USABLE: f64 = 0.97;
+/// Elements of a weight that are stepped at one time: 256 MiB of float32, or 16 MiB where weights are streamed because memory
+/// is short. The update of a weight in several blocks is made twice.
+const STEP_ELEMENTS: [usize; 2] = [1 << 26, 1 << 22];
+/// Host memory that is left to the process, the data and the system.
+const HOST_RESERVE: u64 = 6 << 30;
+
+/// How the layered engine carries out a step, with nothing left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub attention_head_groups: usize,
+    pub mlp_tile_tokens: usize,
+    pub loss_tile_tokens: usize,
+    /// Positions that are projected and copied at one time.
+    pub row_tile_tokens: usize,
+    pub activation_offloading: bool,
+    /// The heads' outputs of the layer that is worked are in host memory too.
+    pub attention_offloading: bool,
+    pub checkpoint_every_layers: usize,
+    pub optimizer_in_backward: bool,
+    /// Elements of a weight that are stepped at one time.
+    pub step_elements: usize,
+    pub weight_streaming: bool,
+    pub stochastic_rounding: bool,
+    pub grad_clipping: GradClipping,
+}
+
+/// What a run has to live in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Machine {
+    /// Whether there is a device with memory of its own.
+    pub cuda: bool,
+    /// What the device's allocator may hand out; on the CPU what the process may take.
+    pub device_memory: Bytes,
+    /// What the process may take of the host.
+    pub host_memory: Bytes,
+    pub speed: Speed,
+}
+
+/// What limits a run first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wall {
+    pub place: Place,
+    pub phase: Phase,
+    pub needed: Bytes,
+    pub available: Bytes,
+    /// The setting that moves it furthest, with what it does.
+    pub moved_by: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Device,
+    Host,
+}
+
+/// A run as predicted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    pub engine: Engine,
+    /// `None` on the plain engine, which has none of them.
+    pub settings: Option<Settings>,
+    pub memory: Memory,
+    pub work: Work,
+    pub seconds_per_step: f64,
+    /// The tighter of the two, whether or not it is hit.
+    pub wall: Wall,
+}
+
+impl Prediction {
+    /// Whether the run fits, as far as the arithmetic can tell.
+    pub fn fits(&self) -> bool {
+        self.wall.needed <= self.wall.available
+    }
+}
+
+/// Predicts a run of `config` with a model of shape `model` on `machine`.
+pub fn predict(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Prediction {
+    let engine = config.train.engine();
+    let settings = (engine == Engine::Layered).then(|| settings(config, model, machine));
+    let memory = memory::predict(config, model, settings.as_ref(), machine.cuda);
+    let work = time::work(config, model, settings.as_ref());
+    let seconds_per_step = machine.speed.seconds(&work);
+    let wall = wall(config, model, settings.as_ref(), &memory, machine);
+    Prediction { engine, settings, memory, work, seconds_per_step, wall }
+}
+
+/// The settings of the layered engine: what is written, and for the rest the fastest that fits. Where nothing fits what takes
+/// least of the device is chosen, and [`Prediction::fits`] says so.
+pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Settings {
+    let memory = |settings: &Settings| memory::predict(config, model, Some(settings), machine.cuda);
+    let seconds = |settings: &Settings| {
+        machine.speed.seconds(&time::work(config, model, Some(settings))) * slowdown(settings)
+    };
+    let mut candidates = candidates(config, model, machine);
+    candidates.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+    let fits = |settings: &&Settings| {
+        let memory = memory(settings);
+        let device = memory.device_peak().0 as f64;
+        device <= USABLE * machine.device_memory.0 as f64 && memory.host <= available_host(machine)
+    };
+    let least = || candidates.iter().min_by_key(|settings| memory(settings).device_peak());
+    *candidates.iter().find(fits).or_else(least).expect("there is always a candidate")
+}
+
+/// What a setting costs beside the arithmetic that [`time::work`] counts: copies that are not quite hidden, narrower
+/// products, sums that are read and written more often. Guesses, to rank by.
+fn slowdown(settings: &Settings) -> f64 {
+    let groups = (settings.attention_head_groups as f64).log2();
+    let switch = |on: bool, share: f64| if on { 1.0 + share } else { 1.0 };
+    switch(settings.activation_offloading, 0.01)
+        * switch(settings.attention_offloading, 0.02)
+        * switch(settings.weight_streaming, 0.03)
+        * switch(settings.mlp_tile_tokens < 2048, 0.05)
+        * (1.0 + 0.01 * groups)
+}
+
+fn available_host(machine: &Machine) -> Bytes {
+    match machine.cuda {
+        true => Bytes(machine.host_memory.0.saturating_sub(HOST_RESERVE)),
+        // Host and device are the same memory, which the device's count bounds.
+        false => Bytes(u64::MAX),
+    }
+}
+
+/// Settings to try; what is written is the same in all of them.
+fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec<Settings> {
+    let train = &config.train;
+    let tokens = train.sequence_length * train.micro_batch_size;
+    let key_value_heads = model.num_key_value_heads();
+    let in_backward = train.optimizer_in_backward();
+    let row_bytes = model.hidden_size * bytes_of(config.model.dtype) as usize;
+    let row_tile_tokens = (ROW_TILE_BYTES as usize / row_bytes).clamp(1, tokens.max(1));
+    let choices = |written: Option<bool>, open: &[bool]| match written {
+        Some(written) => vec![written],
+        None => open.to_vec(),
+    };
+    // Only a device has another memory to move things to.
+    let (offload, stream): (&[bool], &[bool]) = match (machine.cuda, in_backward) {
+        (false, _) => (&[false], &[false]),
+        (true, false) => (&[false, true], &[false]),
+        (true, true) => (&[false, true], &[false, true]),
+    };
+    let groups = match train.attention_head_groups {
+        Some(groups) => vec![groups],
+        None => (0..).map(|power| 1 << power).take_while(|g| *g <= key_value_heads).collect(),
+    };
+    let tiles = match train.mlp_tile_tokens {
+        Some(tile) => vec![tile],
+        None => vec![4096, 1024],
+    };
+    let every = match train.checkpoint_every_layers {
+        Some(every) => vec![every],
+        None => vec![1, 2, 4],
+    };
+    let mut all = Vec::new();
+    for weight_streaming in choices(train.weight_streaming, stream) {
+        for &checkpoint_every_layers in &every {
+            for activation_offloading in choices(train.activation_offloading, offload) {
+                for attention_offloading in choices(train.attention_offloading, offload) {
+                    for &mlp_tile_tokens in &tiles {
+                        for &attention_head_groups in &groups {
+                            all.push(Settings {
+                                attention_head_groups,
+                                mlp_tile_tokens: mlp_tile_tokens.min(tokens),
+                                loss_tile_tokens: train.loss_tile_tokens,
+                                row_tile_tokens,
+                                activation_offloading,
+                                attention_offloading,
+                                checkpoint_every_layers,
+                                optimizer_in_backward: in_backward,
+                                step_elements: STEP_ELEMENTS[usize::from(weight_streaming)],
+                                weight_streaming,
+                                stochastic_rounding: train.stochastic_rounding(),
+                                grad_clipping: train.grad_clipping(),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The tighter of device and host memory, and the setting that moves it.
+fn wall(
+    config: &RunConfig,
+    model: &ModelConfig,
+    settings: Option<&Settings>,
+    memory: &Memory,
+    machine: &Machine,
+) -> Wall {
+    let (phase, needed) = memory.device_peak_phase();
+    let device = (needed, machine.device_memory);
+    let host = (memory.host, available_host(machine));
+    let filled = |(needed, available): (Bytes, Bytes)| needed.0 as f64 / available.0.max(1) as f64;
+    if machine.cuda && filled(host) > filled(device) {
+        let every = settings.map_or(1, |settings| settings.checkpoint_every_layers);
+        let moved_by = match every < model.num_hidden_layers {
+            true => {
+                "train.checkpoint_every_layers: keep fewer inputs, for up to half a forward more"
+            }
+            false => "train.sequence_length: nothing but a shorter one is left",
+        };
+        let (needed, available) = host;
+        return Wall { place: Place::Host, phase: Phase::Forward, needed, available, moved_by };
+    }
+    let moved_by = moves(config, model, settings, machine);
+    Wall { place: Place::Device, phase, needed, available: machine.device_memory, moved_by }
+}
+
+/// The setting that lowers the device's peak most.
+fn moves(
+    config: &RunConfig,
+    model: &ModelConfig,
+    settings: Option<&Settings>,
+    machine: &Machine,
+) -> &'static str {
+    let Some(settings) = settings else {
+        return "train.engine: layered";
+    };
+    let peak = |settings: &Settings| {
+        memory::predict(config, model, Some(settings), machine.cuda).device_peak().0
+    };
+    let now = peak(settings);
+    let mut best = ("train.sequence_length: nothing but a shorter one is left", now);
+    let mut consider = |setting: &'static str, changed: Settings| {
+        let then = peak(&changed);
+        // A percent is not worth a setting.
+        if (then as f64) < 0.99 * best.1 as f64 {
+            best = (setting, then);
+        }
+    };
+    let mut changed = *settings;
+    changed.attention_head_groups = model.num_key_value_heads();
+    consider("train.attention_head_groups: more of them, up to the key-value heads", changed);
+    changed = *settings;
+    changed.mlp_tile_tokens = (settings.mlp_tile_tokens / 4).max(256);
+    consider("train.mlp_tile_tokens: fewer", changed);
+    changed = *settings;
+    changed.loss_tile_tokens = (settings.loss_tile_tokens / 4).max(64);
+    consider("train.loss_tile_tokens: fewer", changed);
+    if machine.cuda {
+        changed = *settings;
+        changed.activation_offloading = true;
+        consider("train.activation_offloading: true", changed);
+        changed = *settings;
+        changed.attention_offloading = true;
+        consider("train.attention_offloading: true", changed);
+        changed = *settings;
+        changed.weight_streaming = true;
+        changed.step_elements = STEP_ELEMENTS[1];
+        changed.optimizer_in_backward = true;
+        consider("train.weight_streaming: true", changed);
+    } else {
+        changed = *settings;
+        changed.checkpoint_every_layers *= 2;
+        consider("train.checkpoint_every_layers: more of them", changed);
+    }
+    changed = *settings;
+    changed.optimizer_in_backward = true;
+    consider(
+        "train.optimizer_in_backward: true (with train.grad_clipping: per_sublayer or global_two_pass)",
+        changed,
+    );
+    best.0
+}
+
+/// Bytes of one number.
+pub fn bytes_of(dtype: Dtype) -> u64 {
+    match dtype {
+        Dtype::Float32 => 4,
+        Dtype::Bfloat16 => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Arithmetic and time of a step.
+//!
+//! FLOPs of one 7B step differ by up to 2.6 between conventions, so each has a name here. A product of `[T, A]` and `[A, B]`
+//! is `2 T A B`. `P_d` are the dense weights: those that every position is multiplied with, the embedding is not one.
+
+use super::Settings;
+use crate::config::{GradClipping, ModelConfig, RunConfig};
+
+/// What a step computes and moves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    pub tokens: u64,
+    /// `8 P_d T` with one recompute: 2 forward, 2 recomputed, 4 backward; more with thinned checkpoints or a second pass.
+    pub dense_flops: f64,
+    /// `9 L (N H) T^2` for one causal document: 2 forward, 2 recomputed, 5 backward; less for windows and packed documents.
+    pub attention_flops: f64,
+    /// `6 P_d T + 6 L (N H) T^2`: what the model needs, whoever computes it and however often.
+    pub model_flops: f64,
+    /// `6 P T + 12 L (N H) T^2`: the convention that counts the embedding, and the hidden half of the scores.
+    pub full_square_flops: f64,
+    /// What is read and written to step the weights.
+    pub optimizer_bytes: f64,
+    /// Weights that cross the link to the host and back.
+    pub streamed_bytes: f64,
+}
+
+impl Work {
+    /// `dense_flops + attention_flops`: what the hardware computes.
+    pub fn hardware_flops(&self) -> f64 {
+        self.dense_flops + self.attention_flops
+    }
+}
+
+/// How fast a machine is, as measured on steps of this engine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Sustained in large products, FLOP/s.
+    pub dense: f64,
+    /// Sustained in fused attention, FLOP/s.
+    pub attention: f64,
+    /// Of the device's memory, bytes/s.
+    pub memory: f64,
+    /// Between host and device, bytes/s, in one direction.
+    pub link: f64,
+}
+
+/// One H100 with cuDNN attention in bfloat16, fitted to a prototype's steps of Llama-2-7B: 0.71 s at 4,096 tokens, 12.8 s at
+/// 53,248 and 226 s at 262,144.
+pub const H100: Speed = Speed { dense: 550e12, attention: 420e12, memory: 3.0e12, link: 50e9 };
+/// Two cores of an x86-64 server in float32, measured on a product of 1,024 square.
+pub const TWO_CORES: Speed = Speed { dense: 1.2e11, attention: 4e10, memory: 2e10, link: 2e10 };
+
+/// Bytes read and written to step one weight: float32 temporaries of Adafactor's update, rounded at random.
+const STEP_BYTES: f64 = 120.0;
+
+impl Speed {
+    /// What is known of a device by its name; an unknown one counts as an H100, an unknown processor as two cores.
+    pub fn of_device(name: &str, cuda: bool) -> Speed {
+        match (cuda, name) {
+            (false, _) => TWO_CORES,
+            // The same chip with faster memory.
+            (true, name) if name.contains("H200") => Speed { memory: 4.3e12, ..H100 },
+            _ => H100,
+        }
+    }
+
+    /// Seconds of a step: arithmetic, then the weights' steps; streamed weights beside the arithmetic, which they may outlast.
+    pub fn seconds(&self, work: &Work) -> f64 {
+        let arithmetic = work.dense_flops / self.dense + work.attention_flops / self.attention;
+        let stepping = work.optimizer_bytes / self.memory;
+        (arithmetic + stepping).max(work.streamed_bytes / self.link)
+    }
+}
+
+/// The work of one micro-batch of full blocks, one document a block, and of stepping the weights after it.
+pub fn work(config: &RunConfig, model: &ModelConfig, settings: Option<&Settings>) -> Work {
+    let train = &config.train;
+    let micro_batches = train.gradient_accumulation_steps as f64;
+    let documents = train.micro_batch_size as f64 * micro_batches;
+    let length = train.sequence_length as f64;
+    let tokens = documents * length;
+    let (d, v) = (model.hidden_size as f64, model.vocab_size as f64);
+    let parameters = model.num_parameters() as f64;
+    let embedding = if model.tie_word_embeddings { 0.0 } else { v * d };
+    let dense = parameters - embedding;
+    let layers_dense = dense - v * d;
+    let layers = model.num_hidden_layers as f64;
+    let width = (model.num_attention_heads * model.head_dim()) as f64;
+
+    // Pairs of a query and a key it sees, over those of the full square.
+    let window = model.sliding_window.map_or(length, |window| (window as f64).min(length));
+    let seen = (window * length - window * window / 2.0) / (length * length);
+    let square = documents * layers * width * length * length;
+
+    let (recomputes, passes) = match settings {
+        Some(settings) => {
+            let every = settings.checkpoint_every_layers as f64;
+            let twice = config.train.max_grad_norm.is_some()
+                && settings.grad_clipping == GradClipping::GlobalTwoPass;
+            (1.0 + (every - 1.0) / every, if twice { 2.0 } else { 1.0 })
+        }
+        None => (f64::from(u8::from(train.activation_checkpointing)), 1.0),
+    };
+    // Each pass recomputes and goes back; the forward is one. The head is not recomputed, but computed in each pass.
+    let times = 2.0 + passes * (2.0 * recomputes + 4.0);
+    let head = (2.0 + 4.0) * passes;
+    let dense_flops = tokens * (times * layers_dense + head * v * d);
+    // Of the full square: 4 forward, 10 backward.
+    let attention_flops = square * seen * (4.0 + passes * (4.0 * recomputes + 10.0));
+    let streamed = settings.is_some_and(|settings| settings.weight_streaming);
+    let weight_bytes = parameters * super::bytes_of(train.weights_dtype) as f64;
+    Work {
+        tokens: tokens as u64,
+        dense_flops,
+        attention_flops,
+        model_flops: 6.0 * dense * tokens + 12.0 * seen * square,
+        full_square_flops: 6.0 * parameters * tokens + 12.0 * square,
+        optimizer_bytes: STEP_BYTES * parameters,
+        // To the device in the forward, and there and back in each backward.
+        streamed_bytes: if streamed { weight_bytes * (1.0 + 2.0 * passes) } else { 0.0 },
+    }
+}
