@@ -139,6 +139,36 @@ fn runs_are_listed_shown_and_compared() {
     );
 }
 
+/// A 7B on a 24 GiB card that is not here: what it takes, and by what it would fit.
+#[test]
+fn a_run_is_predicted_before_it_starts() {
+    let plan = |settings: &[&str]| {
+        let mut arguments = vec!["plan", "templatelib/long_context/llama2_7b.yaml"];
+        arguments.extend(["--device-memory", "80GiB", "--host-memory", "128GiB"]);
+        settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        arguments.push("--json");
+        serde_json::from_str::<serde_json::Value>(&said(&arguments)).unwrap()
+    };
+    let fits = plan(&["run.memory_cap=24GiB"]);
+    assert_eq!((&fits["fits"], &fits["engine"]), (&true.into(), &"layered".into()), "{fits}");
+    assert!(fits["peak_allocated"].as_u64().unwrap() < 24 << 30, "{fits}");
+    assert!((6.1e15..6.3e15).contains(&fits["hardware_flops"].as_f64().unwrap()), "{fits}");
+    let plain = plan(&["run.memory_cap=24GiB", "train.engine=plain"]);
+    assert_eq!(plain["fits"], false, "{plain}");
+    assert_eq!(plain["wall"]["moved_by"], "train.engine: layered", "{plain}");
+    let page = said(&[
+        "plan",
+        "templatelib/tiny_llama/pretrain.yaml",
+        "--set",
+        "run.device=cpu",
+        "--host-memory",
+        "8GiB",
+    ]);
+    for expected in ["engine                 plain", "first wall", "verdict                fits"] {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+}
+
 #[test]
 fn mistakes_say_the_way_out() {
     for (arguments, expected) in [

@@ -540,6 +540,32 @@ fn a_search_finds_the_edge_and_remembers_it() {
     assert_eq!(project.table(), table);
 }
 
+/// Probes of two layers find the edge, one whole run confirms it, and the report tells them apart.
+#[test]
+fn a_search_by_probes_ends_with_a_whole_run() {
+    let project = Project::new();
+    project.sweep(
+        "set: { train.engine: layered, train.max_grad_norm: null }\n\
+         search: { bisect: { parameter: train.sequence_length, low: 1024, high: 65536, resolution: 512, multiple_of: 256, probe_layers: 2 } }",
+    );
+    let output = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml"])
+        .env("SCRIPT_EDGE", "20000")
+        .output()
+        .unwrap();
+    exits(&output, 0);
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    for expected in [
+        "The largest `train.sequence_length` at which the run still finished is **19,",
+        "It is confirmed by a whole step; ",
+        "of the runs worked only some layers of the model",
+        "| finished (a probe of 2 layers) |",
+        "| finished |",
+    ] {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+}
+
 #[test]
 fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
     let expected = uninterrupted(&scripted(), GRID);
@@ -827,6 +853,10 @@ fn sweep_plan_says_what_is_done() {
     };
     let before = plan();
     assert_eq!(before.matches("missing").count(), 2, "{before}");
+    for column in ["memory", "host memory", "FLOP a step", "seconds a step", "first wall"] {
+        assert!(before.lines().next().unwrap().contains(column), "{column}: {before}");
+    }
+    assert!(before.contains("MiB"), "{before}");
     assert!(!project.results().exists(), "planning writes nothing");
     exits(&project.run(&scripted()), 3);
     let after = plan();

@@ -104,7 +104,7 @@ fn ask_engine() -> Result<Value, String> {
 }
 
 /// Total and available memory in bytes.
-fn memory() -> (u64, u64) {
+pub fn memory() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -11,6 +11,7 @@ mod engine;
 pub mod exit;
 mod graph;
 mod ls;
+mod plan;
 mod pp;
 pub mod progress;
 mod references;
@@ -51,6 +52,8 @@ enum Command {
     Sweep(sweep::SweepCommand),
     /// Train one configuration of the project, or one file
     Train(train::TrainArgs),
+    /// Say what a run will take before it is started: memory by phase, arithmetic, time, and which wall is first
+    Plan(plan::PlanArgs),
     /// Write the report of a sweep
     Report(report::ReportArgs),
     /// List, show and compare runs
@@ -114,6 +117,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
     match command {
         Command::Sweep(command) => sweep::run(command),
         Command::Train(args) => train::run(&args, context),
+        Command::Plan(args) => plan::run(&args),
         Command::Report(args) => report::run(args).map(|()| exit::OK),
         Command::Runs(args) => runs::run(args).map(|()| exit::OK),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),

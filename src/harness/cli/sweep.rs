@@ -1,6 +1,7 @@
 //! `fathom sweep plan|run`.
 
 use super::exit;
+use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
@@ -13,7 +14,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
 use fathom_spec::config::written::Written;
-use fathom_spec::units::Tokens;
+use fathom_spec::plan::{Place, Prediction};
+use fathom_spec::units::{Bytes, Tokens};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -59,6 +61,8 @@ pub struct PlanArgs {
     places: Places,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    machine: MachineArgs,
     #[arg(long, default_value = "table")]
     format: Format,
 }
@@ -118,7 +122,11 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
-    let mut table = Table::new(&["#", "point", "seed", "tokens", "run", "status"]);
+    let columns = ["#", "point", "seed", "tokens", "run", "status"];
+    let predicted = ["memory", "host memory", "FLOP a step", "seconds a step", "first wall"];
+    let mut table = Table::new(&[&columns[..], &predicted].concat());
+    let mut planner = Planner::new(&args.machine);
+    let mut unpredicted = None;
     let mut unknown = None;
     let mut known = Vec::new();
     for (index, point) in plan.points.iter().enumerate() {
@@ -137,14 +145,22 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             }
         };
         let tokens = point.config.train.total_tokens.to_string();
-        table.rows.push(vec![
+        let mut row = vec![
             Cell::Integer(index as i64),
             point.label.clone().into(),
             Cell::Integer(point.seed as i64),
             tokens.into(),
             run_id.into(),
             status.into(),
-        ]);
+        ];
+        match planner.predict(&point.config) {
+            Ok(prediction) => row.extend(predicted_cells(&prediction, args.format)),
+            Err(error) => {
+                unpredicted.get_or_insert_with(|| format!("{error:#}"));
+                row.extend(predicted.map(|_| Cell::Null));
+            }
+        }
+        table.rows.push(row);
     }
     refuse_same_run(&known)?;
     print!("{}", table.render(args.format));
@@ -160,6 +176,9 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     }
     if let Some(why) = unknown {
         eprintln!("warning: the runs can't be identified yet: {why}");
+    }
+    if let Some(why) = unpredicted {
+        eprintln!("warning: what the runs will take can't be predicted: {why}");
     }
     Ok(exit::OK)
 }
@@ -178,6 +197,27 @@ fn warn_of_another_file(store: &Store, plan: &Plan) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a point will take, in the order of the plan's columns.
+fn predicted_cells(prediction: &Prediction, format: Format) -> [Cell; 5] {
+    let bytes = |bytes: Bytes| match format.is_for_people() {
+        true => Cell::Text(bytes.to_string()),
+        false => Cell::Integer(bytes.0 as i64),
+    };
+    let wall = match (prediction.wall.place, prediction.fits()) {
+        (Place::Device, true) => "memory",
+        (Place::Device, false) => "memory: does not fit",
+        (Place::Host, true) => "host memory",
+        (Place::Host, false) => "host memory: does not fit",
+    };
+    [
+        bytes(prediction.memory.device_peak()),
+        bytes(prediction.memory.host),
+        Cell::Real(prediction.work.hardware_flops()),
+        Cell::Real(prediction.seconds_per_step),
+        wall.into(),
+    ]
 }
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {

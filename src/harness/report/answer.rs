@@ -284,6 +284,14 @@ fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
             count(ceiling.points.len(), "run")
         ));
     }
+    if ceiling.probes > 0 {
+        let probes = format!("{} of the runs worked only some layers of the model", ceiling.probes);
+        sentence.push_str(&match (ceiling.largest, ceiling.is_confirmed) {
+            (Some(_), true) => format!(" It is confirmed by a whole step; {probes}."),
+            (Some(_), false) => format!(" **No whole step has confirmed it yet**: {probes}."),
+            (None, _) => format!(" {}.", probes),
+        });
+    }
     if !ceiling.exceptions.is_empty() {
         let values: Vec<String> = ceiling.exceptions.iter().map(|&value| whole(value)).collect();
         sentence.push_str(&format!(
@@ -339,6 +347,10 @@ pub fn reason(point: &Point) -> String {
         "planned" => "not run yet".to_string(),
         "diverged" => format!("diverged at step {}", run.step),
         status => status.replace('_', " "),
+    };
+    let status = match point.probe_layers() {
+        Some(layers) => format!("{status} (a probe of {layers} layers)"),
+        None => status,
     };
     if detail.is_empty() { status } else { format!("{status}: {detail}") }
 }

@@ -79,6 +79,10 @@ pub struct Ceiling<'a> {
     /// Values below `largest` at which a run did not finish all the same.
     pub exceptions: Vec<f64>,
     pub finished_runs: usize,
+    /// Runs that worked only some layers of the model.
+    pub probes: usize,
+    /// Whether a run of the whole model finished at `largest`.
+    pub is_confirmed: bool,
     pub points: Vec<(f64, &'a Point)>,
 }
 
@@ -95,6 +99,11 @@ impl Point {
     /// Whether the run has still to be made, or to end.
     pub fn is_open(&self) -> bool {
         matches!(self.status(), "planned" | "running")
+    }
+
+    /// How many layers of the model this point works, where it does not work all.
+    pub fn probe_layers(&self) -> Option<f64> {
+        self.number(PROBE_LAYERS)
     }
 
     /// A number that this point has for a key: of its settings, or of its parameters.
@@ -323,7 +332,7 @@ impl<'a> Summary<'a> {
             let others: Vec<String> = point
                 .settings
                 .iter()
-                .filter(|(key, _)| *key != parameter && *key != SEED)
+                .filter(|(key, _)| ![parameter, SEED, PROBE_LAYERS].contains(&key.as_str()))
                 .map(|(key, value)| format!("{key}={}", plain(value)))
                 .collect();
             let name = others.join(", ");
@@ -365,6 +374,8 @@ impl<'a> Summary<'a> {
 
 /// The seed's key, in settings and parameters.
 pub const SEED: &str = "train.seed";
+/// The key of how many layers a probe works.
+const PROBE_LAYERS: &str = "run.probe_layers";
 
 /// A JSON value as people write it: strings without quotes, `10000` for 10000.0, `3e-5` for 0.00003.
 pub fn plain(value: &Value) -> String {
@@ -453,7 +464,13 @@ fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
         .collect();
     let is_failed = |value: f64| failed.iter().any(|(f, _)| *f == value);
     let finished = || points.iter().filter(|(_, point)| point.finished().is_some());
-    let largest = finished().map(|(value, _)| *value).rfind(|&value| !is_failed(value));
+    // What a whole run has shown counts before what probes promise.
+    let is_confirmed = finished().any(|(_, point)| point.probe_layers().is_none());
+    let counts = |point: &Point| !is_confirmed || point.probe_layers().is_none();
+    let largest = finished()
+        .filter(|(_, point)| counts(point))
+        .map(|(value, _)| *value)
+        .rfind(|&value| !is_failed(value));
     let above = |value: f64| largest.is_none_or(|largest| value > largest);
     Ceiling {
         name,
@@ -461,6 +478,8 @@ fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
         smallest_not: failed.iter().find(|(value, _)| above(*value)).copied(),
         exceptions: failed.iter().map(|(value, _)| *value).filter(|value| !above(*value)).collect(),
         finished_runs: finished().count(),
+        probes: points.iter().filter(|(_, point)| point.probe_layers().is_some()).count(),
+        is_confirmed,
         points,
     }
 }

@@ -216,8 +216,8 @@ impl Driver<'_> {
         let mut search = Search::new(bisect);
         let mut probes: Vec<Identified> = Vec::new();
         let mut whole = Summary::default();
-        while let Some(value) = search.next() {
-            let point = plan.probe(bisect, value)?;
+        while let Some(probe) = search.next() {
+            let point = plan.probe(bisect, probe.value, probe.whole)?;
             let point = identify(&[point], identities)?.remove(0);
             let run_id = point.run_id();
             probes.push(point.clone());
@@ -229,8 +229,8 @@ impl Driver<'_> {
             whole.interrupted |= summary.interrupted;
             whole.elsewhere += summary.elsewhere;
             match self.store.status(&run_id)? {
-                Some(Status::Finished) => search.record(value, true),
-                Some(Status::OutOfMemory | Status::Diverged) => search.record(value, false),
+                Some(Status::Finished) => search.record(probe, true),
+                Some(Status::OutOfMemory | Status::Diverged) => search.record(probe, false),
                 // A probe without a result says nothing of the edge.
                 _ => break,
             }

@@ -52,7 +52,12 @@ pub struct Bisect {
     pub resolution: u64,
     /// Every probe is a multiple of this.
     pub multiple_of: u64,
+    /// Probes work only so many layers of the model, whose memory is that of all of them in a fraction of the time.
+    pub probe_layers: Option<u64>,
 }
+
+/// The key that a probe sets.
+pub const PROBE_LAYERS: &str = "run.probe_layers";
 
 /// A named way to set some keys.
 #[derive(Debug, Clone)]
@@ -122,25 +127,24 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The point of a search that tries `value`.
+    /// The point of a search that tries `value`, with all layers worked if `whole`.
     ///
     /// # Errors
     ///
     /// When the configuration refuses the value.
-    pub fn probe(&self, search: &Bisect, value: u64) -> Result<Point> {
-        let written = Written::from_json("search", &value.into());
-        let choice = Choice {
-            axis: search.parameter.clone(),
-            shown: value.into(),
-            settings: vec![(search.parameter.clone(), written)],
-        };
-        resolve(&self.base, &[choice])
+    pub fn probe(&self, search: &Bisect, value: u64, whole: bool) -> Result<Point> {
+        let set =
+            |key: &str, value: u64| key_choice(key, Written::from_json("search", &value.into()));
+        let mut choices = vec![set(&search.parameter, value)];
+        choices.extend(search.probe_layers.filter(|_| !whole).map(|n| set(PROBE_LAYERS, n)));
+        resolve(&self.base, &choices)
     }
 
     fn check_search(&self) -> Result<()> {
         let Some(search) = &self.search else { return Ok(()) };
         for value in [search.low, search.high] {
-            self.probe(search, value)?;
+            self.probe(search, value, true)?;
+            self.probe(search, value, false)?;
         }
         Ok(())
     }
@@ -563,7 +567,8 @@ fn bisect(search: &Written) -> Result<Bisect> {
         bail!("{}: search: expected `bisect`, found none", search.origin);
     };
     for entry in written.entries("search.bisect")? {
-        known(entry, &["parameter", "low", "high", "resolution", "multiple_of"], "search.bisect")?;
+        let keys = ["parameter", "low", "high", "resolution", "multiple_of", "probe_layers"];
+        known(entry, &keys, "search.bisect")?;
     }
     let value = |key: &str| {
         let value = written.get(key);
@@ -601,5 +606,6 @@ fn bisect(search: &Written) -> Result<Bisect> {
         );
     }
     let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
-    Ok(Bisect { parameter, low, high, resolution, multiple_of })
+    let probe_layers = written.get("probe_layers").map(|_| whole("probe_layers")).transpose()?;
+    Ok(Bisect { parameter, low, high, resolution, multiple_of, probe_layers })
 }

@@ -10,21 +10,42 @@ pub struct Search {
     pub finished: Option<u64>,
     /// The smallest value that did not.
     pub refused: Option<u64>,
+    /// Whether probes work only some layers, as the search was asked to. What they find is confirmed by one whole run.
+    partial: bool,
+    confirmed: Option<u64>,
+}
+
+/// A value to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    pub value: u64,
+    /// Whether all layers of the model are to be worked.
+    pub whole: bool,
 }
 
 impl Search {
     pub fn new(bisect: &Bisect) -> Search {
-        Search { bisect: bisect.clone(), finished: None, refused: None }
+        let partial = bisect.probe_layers.is_some();
+        Search { bisect: bisect.clone(), finished: None, refused: None, partial, confirmed: None }
     }
 
-    /// The value to try next; `None` when the edge is known to the resolution.
-    ///
+    /// What to try next; `None` when the edge is known to the resolution, and confirmed by a whole run.
+    pub fn next(&self) -> Option<Probe> {
+        match self.next_value() {
+            Some(value) => Some(Probe { value, whole: !self.partial }),
+            None if self.partial && self.confirmed != self.finished => {
+                self.finished.map(|value| Probe { value, whole: true })
+            }
+            None => None,
+        }
+    }
+
     /// First `low`, which has to finish, then `high`; then the middle of the bracket. It is the geometric middle while the
     /// bracket spans more than a factor of two: ceilings are guessed by orders of magnitude.
-    pub fn next(&self) -> Option<u64> {
+    fn next_value(&self) -> Option<u64> {
         let Bisect { low, high, resolution, multiple_of, .. } = self.bisect;
         let Some(finished) = self.finished else {
-            return self.refused.is_none().then_some(low);
+            return self.refused.is_none_or(|refused| refused > low).then_some(low);
         };
         if finished >= high {
             return None;
@@ -42,12 +63,22 @@ impl Search {
         (middle < refused).then_some(middle)
     }
 
-    /// Takes the outcome of a probe.
-    pub fn record(&mut self, value: u64, finished: bool) {
-        if finished {
-            self.finished = Some(self.finished.map_or(value, |best| best.max(value)));
-        } else {
-            self.refused = Some(self.refused.map_or(value, |least| least.min(value)));
+    /// Takes the outcome of a probe. Where a whole run does not finish although its probe did, the search begins again below
+    /// it with whole runs.
+    pub fn record(&mut self, Probe { value, whole }: Probe, finished: bool) {
+        match (self.partial && whole, finished) {
+            (true, true) => self.confirmed = Some(value),
+            (true, false) => {
+                self.partial = false;
+                self.finished = None;
+                self.refused = Some(value);
+            }
+            (false, true) => {
+                self.finished = Some(self.finished.map_or(value, |best| best.max(value)));
+            }
+            (false, false) => {
+                self.refused = Some(self.refused.map_or(value, |least| least.min(value)));
+            }
         }
     }
 }
@@ -57,6 +88,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Searches with an edge for probes and one for whole runs; checks every step, returns the search and its whole runs.
+    fn search(bisect: &Bisect, probe_edge: u64, whole_edge: u64) -> (Search, usize) {
+        let mut search = Search::new(bisect);
+        let (mut probes, mut whole) = (0, 0);
+        while let Some(probe) = search.next() {
+            let Probe { value, .. } = probe;
+            assert!(value % bisect.multiple_of == 0 && (bisect.low..=bisect.high).contains(&value));
+            search.record(probe, value <= if probe.whole { whole_edge } else { probe_edge });
+            probes += 1;
+            whole += usize::from(probe.whole);
+            assert!(probes < 80);
+        }
+        (search, whole)
+    }
+
+    fn check(search: &Search, bisect: &Bisect, edge: u64) {
+        let Bisect { low, high, resolution, multiple_of, .. } = *bisect;
+        match (search.finished, search.refused) {
+            (None, refused) => assert!(edge < low && refused == Some(low)),
+            (Some(best), None) => assert!(best == high && edge >= high),
+            (Some(best), Some(refused)) => {
+                assert!(best <= edge && edge < refused);
+                assert!(refused - best <= resolution.max(2 * multiple_of));
+            }
+        }
+    }
+
     proptest! {
         /// Whatever the edge, the search finds it within its resolution, in few probes.
         #[test]
@@ -65,22 +123,30 @@ mod tests {
         ) {
             let (low, high) = (low * multiple_of, (low + span) * multiple_of);
             let resolution = resolution.max(multiple_of);
-            let bisect = Bisect { parameter: "p".into(), low, high, resolution, multiple_of };
-            let mut search = Search::new(&bisect);
-            let mut probes = 0;
-            while let Some(value) = search.next() {
-                prop_assert!(value % multiple_of == 0 && (low..=high).contains(&value));
-                search.record(value, value <= edge);
-                probes += 1;
-                prop_assert!(probes < 40);
-            }
-            match (search.finished, search.refused) {
-                (None, refused) => prop_assert!(edge < low && refused == Some(low)),
-                (Some(best), None) => prop_assert!(best == high && edge >= high),
-                (Some(best), Some(refused)) => {
-                    prop_assert!(best <= edge && edge < refused);
-                    prop_assert!(refused - best <= resolution.max(2 * multiple_of));
-                }
+            let bisect =
+                Bisect { parameter: "p".into(), low, high, resolution, multiple_of, probe_layers: None };
+            let (found, _) = search(&bisect, 0, edge);
+            check(&found, &bisect, edge);
+
+            // Probes that tell the truth leave one whole run.
+            let probing = Bisect { probe_layers: Some(2), ..bisect.clone() };
+            let (found, whole) = search(&probing, edge, edge);
+            check(&found, &probing, edge);
+            prop_assert_eq!(whole, usize::from(found.finished.is_some()));
+        }
+
+        /// Probes that promise too much do not move the ceiling.
+        #[test]
+        fn what_probes_find_is_confirmed(low in 1u64..200, span in 1u64..5000, edge in 0u64..6000, more in 0u64..6000) {
+            let bisect = Bisect {
+                parameter: "p".into(), low, high: low + span, resolution: 4, multiple_of: 1, probe_layers: Some(2),
+            };
+            let (found, _) = search(&bisect, edge + more, edge);
+            if let Some(best) = found.finished {
+                prop_assert!(best <= edge);
+                prop_assert!(best == low + span || found.refused.is_some_and(|refused| refused - best <= 4));
+            } else {
+                prop_assert!(edge < low);
             }
         }
     }
