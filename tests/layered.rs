@@ -61,7 +61,7 @@ fn config(shape: Shape) -> ModelConfig {
 fn model(shape: Shape, kind: Kind, attention: Attention) -> Model {
     let (device, dtype) = (Device::Cpu, Dtype::Float32);
     let setup = Setup { device, dtype, weights_dtype: dtype, attention };
-    let mut model = Model::random(config(shape), 5, setup);
+    let mut model = Model::random(config(shape), 5, setup, None);
     let exact = |weight: &Tensor| weight.to_kind(kind);
     model.embed_tokens = exact(&model.embed_tokens);
     model.layers = model.layers.iter().map(|layer| layer.map(exact)).collect();

@@ -78,7 +78,7 @@ pub fn model(
     };
     let mut model = match (&files, section.weights) {
         (Some(files), Weights::Pretrained) => Model::load(files, shape, setup)?,
-        _ => Model::random(shape, config.train.seed, setup),
+        _ => Model::random(shape, config.train.seed, setup, config.run.probe_layers),
     };
     describe_model(config, &model, sink)?;
     if streams {

@@ -7,6 +7,7 @@ pub mod assemble;
 pub mod child;
 pub mod eval;
 pub mod facts;
+pub mod kernels;
 pub mod model;
 pub mod torch;
 pub mod train;

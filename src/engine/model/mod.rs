@@ -16,6 +16,7 @@ use anyhow::Result;
 use attention::AttentionKernel;
 use block::{Block, Stream, linear, rms_norm};
 use fathom_spec::config::{Attention, Dtype, ModelConfig};
+use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -90,14 +91,30 @@ impl Model {
     ///
     /// Each tensor has its own stream of the generator, so the weights depend on the seed alone: not on the device, the
     /// number of threads or LibTorch's own generator.
-    pub fn random(config: ModelConfig, seed: u64, setup: Setup) -> Model {
+    ///
+    /// Weights of layers past the first `drawn_layers` are left at zero: for probes of memory, which do not work them.
+    pub fn random(
+        config: ModelConfig,
+        seed: u64,
+        setup: Setup,
+        drawn_layers: Option<usize>,
+    ) -> Model {
+        let kind = kind(setup.weights_dtype);
+        let undrawn = |name: &str| {
+            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+            let layer: Option<usize> = layer.and_then(|layer| layer.parse().ok());
+            layer.zip(drawn_layers).is_some_and(|(layer, drawn)| layer >= drawn)
+        };
         let table = weights::tensor_table(&config);
         let tensors = table.into_iter().enumerate().map(|(index, (name, shape))| {
+            let on_device = (kind, setup.device);
             let tensor = match shape.len() {
-                1 => Tensor::ones(&shape[..], (Kind::Float, Device::Cpu)),
-                _ => normal(&shape, config.initializer_range as f32, seed, index as u64),
+                1 => Tensor::ones(&shape[..], on_device),
+                _ if undrawn(&name) => Tensor::zeros(&shape[..], on_device),
+                _ => normal(&shape, config.initializer_range as f32, seed, index as u64, kind)
+                    .to_device(setup.device),
             };
-            (name, tensor.to_device(setup.device).to_kind(kind(setup.weights_dtype)))
+            (name, tensor)
         });
         Model::from_tensors(tensors.collect(), config, setup)
     }
@@ -253,11 +270,29 @@ impl Model {
     }
 }
 
-/// Normally distributed float32 numbers on the CPU, drawn in rows on all cores.
-fn normal(shape: &[i64], deviation: f32, seed: u64, stream: u64) -> Tensor {
-    let rows = shape[0] as usize;
+/// Normally distributed numbers on the CPU, drawn in float32, in rows on all cores.
+pub(crate) fn normal(shape: &[i64], deviation: f32, seed: u64, stream: u64, kind: Kind) -> Tensor {
+    match kind {
+        Kind::BFloat16 => draw(shape, kind, deviation, seed, stream, bf16::from_f32),
+        _ => draw(shape, Kind::Float, deviation, seed, stream, |x| x).to_kind(kind),
+    }
+}
+
+/// The same, each number passed through `narrow`, to what LibTorch calls `kind`.
+fn draw<T: Send>(
+    shape: &[i64],
+    kind: Kind,
+    deviation: f32,
+    seed: u64,
+    stream: u64,
+    narrow: fn(f32) -> T,
+) -> Tensor {
+    let tensor = Tensor::empty(shape, (kind, Device::Cpu));
+    assert_eq!(kind.elt_size_in_bytes(), size_of::<T>());
     let columns = shape.iter().skip(1).product::<i64>() as usize;
-    let mut values = vec![0f32; rows * columns];
+    // SAFETY: the tensor is new, contiguous and in host memory; nothing else sees it while it is filled.
+    let values =
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) };
     values.par_chunks_mut(columns).enumerate().for_each(|(row, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // A stream is 2^68 bytes long: tensors and rows are far apart in it.
@@ -265,8 +300,8 @@ fn normal(shape: &[i64], deviation: f32, seed: u64, stream: u64) -> Tensor {
         rng.set_word_pos((row as u128) << 32);
         for value in values {
             let x: f32 = rng.sample(StandardNormal);
-            *value = x * deviation;
+            *value = narrow(x * deviation);
         }
     });
-    Tensor::from_slice(&values).view(shape)
+    tensor
 }

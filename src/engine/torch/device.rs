@@ -19,7 +19,7 @@ pub struct DeviceInfo {
 }
 
 /// The folder that `libtorch_cpu.so` was loaded from.
-fn library_folder() -> Option<PathBuf> {
+pub(super) fn library_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let path = maps.lines().find_map(|line| {
         let path = line.split_whitespace().nth(5)?;
@@ -78,7 +78,7 @@ pub fn cuda_devices() -> Vec<DeviceInfo> {
 fn cuda_name(index: usize) -> Option<String> {
     // cuDeviceGetName needs only the driver library, which libtorch_cuda.so has loaded.
     type GetName = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
-    let symbol = find_symbol(c"libcuda.so.1", c"cuDeviceGetName")?;
+    let symbol = symbol_of(c"libcuda.so.1", c"cuDeviceGetName")?;
     // SAFETY: the symbol is the documented function of the CUDA driver; the buffer's size is given.
     unsafe {
         let get_name: GetName = std::mem::transmute::<*mut c_void, GetName>(symbol);
@@ -88,7 +88,7 @@ fn cuda_name(index: usize) -> Option<String> {
     }
 }
 
-fn find_symbol(library: &CStr, name: &CStr) -> Option<*mut c_void> {
+pub(super) fn symbol_of(library: &CStr, name: &CStr) -> Option<*mut c_void> {
     // SAFETY: dlopen and dlsym with NUL-terminated names; the library stays loaded for the life of the process.
     unsafe {
         let handle = libc::dlopen(library.as_ptr(), libc::RTLD_NOW);
@@ -104,8 +104,8 @@ fn find_symbol(library: &CStr, name: &CStr) -> Option<*mut c_void> {
 fn total_memory_before_allocator(index: usize) -> Option<u64> {
     type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
     type GetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
-    let set = find_symbol(c"libcudart.so.13", c"cudaSetDevice")?;
-    let get = find_symbol(c"libcudart.so.13", c"cudaMemGetInfo")?;
+    let set = symbol_of(c"libcudart.so.13", c"cudaSetDevice")?;
+    let get = symbol_of(c"libcudart.so.13", c"cudaMemGetInfo")?;
     let (mut free, mut total) = (0usize, 0usize);
     // SAFETY: the documented functions of the CUDA runtime, called with valid pointers.
     unsafe {

@@ -1,10 +1,12 @@
 //! LibTorch where tch ends: CUDA at run time, memory counters, backward from a given gradient, generator state, fused attention
-//! with a backward of its own, copies beside the arithmetic.
+//! with a backward of its own, copies beside the arithmetic, CUDA
+//! kernels compiled from source.
 
 pub mod attention;
 mod device;
 mod machine;
 mod memory;
+mod nvrtc;
 mod random;
 mod stream;
 
@@ -13,6 +15,7 @@ pub use machine::{host_memory, machine};
 pub use memory::{
     Memory, data_in_use, data_limit, empty_cache, limit_resident_memory, memory, reset_peak,
 };
+pub use nvrtc::{Argument, Grid, Kernels};
 pub use random::fill_random;
 pub use stream::{Event, SideStream, copy, host_empty_like};
 
@@ -58,8 +61,10 @@ unsafe extern "C" {
     fn fathom_stream_new(device: c_int, out: *mut *mut c_void) -> *mut c_char;
     fn fathom_stream_swap(stream: *mut c_void) -> *mut c_char;
     fn fathom_stream_free(stream: *mut c_void);
-    fn fathom_event_record(device: c_int, out: *mut *mut c_void) -> *mut c_char;
+    fn fathom_stream_native(device: c_int, out: *mut *mut c_void) -> *mut c_char;
+    fn fathom_event_record(device: c_int, timed: bool, out: *mut *mut c_void) -> *mut c_char;
     fn fathom_event_wait(device: c_int, event: *mut c_void) -> *mut c_char;
+    fn fathom_event_milliseconds(from: *mut c_void, to: *mut c_void, out: *mut f64) -> *mut c_char;
     fn fathom_event_free(event: *mut c_void);
     fn fathom_copy(to: *const torch_sys::C_tensor, from: *const torch_sys::C_tensor)
     -> *mut c_char;

@@ -227,10 +227,17 @@ void fathom_stream_free(void* stream) {
   delete static_cast<c10::Stream*>(stream);
 }
 
-// An event that marks all that the current stream was given so far.
-char* fathom_event_record(int device, void** out) {
+// The handle of the current stream that the CUDA driver knows.
+char* fathom_stream_native(int device, void** out) {
+  return guarded([=] { *out = current_stream(device).native_handle(); });
+}
+
+// An event that marks all that the current stream was given so far; `timed` costs a little and can be subtracted.
+char* fathom_event_record(int device, bool timed, void** out) {
   return guarded([=] {
-    auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    auto event = std::make_unique<c10::Event>(
+        c10::DeviceType::CUDA,
+        timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT);
     event->record(current_stream(device));
     *out = event.release();
   });
@@ -239,6 +246,15 @@ char* fathom_event_record(int device, void** out) {
 // What the current stream is given from now on waits for the event.
 char* fathom_event_wait(int device, void* event) {
   return guarded([=] { static_cast<c10::Event*>(event)->block(current_stream(device)); });
+}
+
+// Between two timed events whose work is done.
+char* fathom_event_milliseconds(void* from, void* to, double* out) {
+  return guarded([=] {
+    auto* end = static_cast<c10::Event*>(to);
+    end->synchronize();
+    *out = static_cast<c10::Event*>(from)->elapsedTime(*end);
+  });
 }
 
 void fathom_event_free(void* event) {

@@ -3,8 +3,9 @@
 //! On the CPU there is one stream and nothing to wait for: the same code makes plain copies, in the order they are written.
 
 use super::{
-    fathom_copy, fathom_event_free, fathom_event_record, fathom_event_wait, fathom_host_empty_like,
-    fathom_stream_free, fathom_stream_new, fathom_stream_swap, must,
+    fathom_copy, fathom_event_free, fathom_event_milliseconds, fathom_event_record,
+    fathom_event_wait, fathom_host_empty_like, fathom_stream_free, fathom_stream_new,
+    fathom_stream_swap, must,
 };
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -61,11 +62,31 @@ impl Drop for SideStream {
 impl Event {
     /// Marks all that the current stream of `device` was given so far.
     pub fn record(device: Device) -> Event {
+        Event::new(device, false)
+    }
+
+    /// The same, of which [`Event::seconds_until`] can ask.
+    pub fn record_time(device: Device) -> Event {
+        Event::new(device, true)
+    }
+
+    fn new(device: Device, timed: bool) -> Event {
         let Device::Cuda(index) = device else { return Event { device: 0, handle: None } };
         let mut event = std::ptr::null_mut();
         // SAFETY: on success the shim hands over an object of its own, freed by `drop`.
-        must(unsafe { fathom_event_record(index as i32, &mut event) });
+        must(unsafe { fathom_event_record(index as i32, timed, &mut event) });
         Event { device: index as i32, handle: NonNull::new(event) }
+    }
+
+    /// The device's time between two timed events; waits for the later one. `None` on the CPU.
+    pub fn seconds_until(&self, later: &Event) -> Option<f64> {
+        let mut milliseconds = 0.0;
+        // SAFETY: both handles are alive until `drop`, and there is room for the answer.
+        must(unsafe {
+            let (from, to) = (self.handle?.as_ptr(), later.handle?.as_ptr());
+            fathom_event_milliseconds(from, to, &mut milliseconds)
+        });
+        Some(milliseconds / 1e3)
     }
 
     /// What the current stream is given from now on begins when the marked work is done. The host does not wait.

@@ -4,6 +4,7 @@ use super::layered::Layered;
 use super::layered::gradients::{Clip, Held, Measured, Square, Stepped, clip_sublayer};
 use super::optimizer::{Optimizer, clip_grad_norm};
 use super::step::{Plan, Stream, forward_backward};
+use crate::kernels;
 use crate::model::Model;
 use anyhow::Result;
 use fathom_spec::config::{GradClipping, TrainSection};
@@ -217,6 +218,11 @@ impl<'a> Executor<'a> {
             ]),
             Engine::Layered(layered) => {
                 facts.push(("train.engine", json!("layered")));
+                facts.push(("train.kernels", json!(kernels::state(self.model.device))));
+                if !layered.kernels_passed_over().is_empty() {
+                    let passed_over = json!(layered.kernels_passed_over());
+                    facts.push(("train.attention_kernels_passed_over", passed_over));
+                }
                 facts.extend(layered.describe());
             }
         }

@@ -25,10 +25,12 @@ use layered::Layered;
 use optimizer::Optimizer;
 use schedule::Schedule;
 use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 use step::{Plan, Stream};
 use tch::Tensor;
+use torch::Event;
 
 /// Steps that the running average of the loss is over.
 const AVERAGE_STEPS: usize = 10;
@@ -169,7 +171,7 @@ pub fn train(
             peak_allocated: peaks.step.peak_allocated,
             peak_reserved: peaks.step.peak_reserved,
         });
-        peaks.step = torch::Memory::default();
+        peaks.finish(t, sink);
         if let Some(reason) = diverged(&mut state, loss, grad_norm, config.max_loss_ratio) {
             return Ok(Ending::Diverged { step: state.step, loss, reason });
         }
@@ -190,6 +192,7 @@ pub fn train(
     if let Some(kernels) = executor.attention_kernels() {
         sink.fact("train.attention_kernels", kernels);
     }
+    peaks.describe(sink);
     split_loss(t, state.step, sink)?;
     save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
     Ok(Ending::Finished { step: state.step, tokens: state.tokens })
@@ -336,7 +339,11 @@ struct PhasePeaks {
     phase: Option<&'static str>,
     /// The peak of the step so far.
     step: torch::Memory,
-    highest: std::collections::HashMap<&'static str, u64>,
+    highest: HashMap<&'static str, u64>,
+    /// On CUDA, the phases of the step so far, each with the moment on the device when it began.
+    began: Vec<(&'static str, Event)>,
+    /// Seconds of each phase, in the last step that was whole.
+    seconds: BTreeMap<&'static str, f64>,
 }
 
 impl PhasePeaks {
@@ -348,6 +355,27 @@ impl PhasePeaks {
         // Resident memory has one high-water mark for the process; resetting it every step costs more than it tells.
         if t.model.device.is_cuda() {
             torch::reset_peak(t.model.device);
+            self.began.push((phase, Event::record_time(t.model.device)));
+        }
+    }
+
+    /// Ends the step.
+    fn finish(&mut self, t: &Training, sink: &mut impl Sink) {
+        self.leave(t, sink);
+        self.step = torch::Memory::default();
+        let end = Event::record_time(t.model.device);
+        let ends = self.began.iter().skip(1).map(|(_, event)| event).chain([&end]);
+        self.seconds.clear();
+        for ((phase, began), end) in self.began.iter().zip(ends) {
+            *self.seconds.entry(phase).or_default() += began.seconds_until(end).unwrap_or(0.0);
+        }
+        self.began.clear();
+    }
+
+    /// Records how long the phases of the last step took on the device.
+    fn describe(&self, sink: &mut impl Sink) {
+        if !self.seconds.is_empty() {
+            sink.fact("phase_seconds", serde_json::json!(self.seconds));
         }
     }
 

@@ -6,8 +6,9 @@ use super::inputs::{Arrived, tiles_of};
 use super::kernel::{Kernel, Saved};
 use super::norm::add_rms_norm_backward;
 use super::outputs::Outputs;
-use super::products::{add_matmul, add_product, zeros};
-use crate::model::block::{Block, Stream, linear, rms_norm};
+use super::products::{add_matmul, add_product, unset, zeros};
+use crate::kernels;
+use crate::model::block::{Block, Stream, rms_norm};
 use crate::model::rope::rotate;
 use tch::Tensor;
 
@@ -146,12 +147,13 @@ fn project(
     for (from, count) in tiles_of(&all.select(2, 0), shared.tile_tokens) {
         let normed =
             rms_norm(&x.rows(from, count), &layer.input_layernorm, shared.stream.rms_norm_eps);
-        let projected = linear(&normed, qkv_proj).view([count, rotated + values, h]);
-        let (cos, sin) = angles(shared, from, count);
-        let turned = rotate(&projected.narrow(1, 0, rotated), &cos, &sin);
         let rows = all.narrow(0, from, count);
-        rows.narrow(1, 0, rotated).copy_(&turned);
-        rows.narrow(1, rotated, values).copy_(&projected.narrow(1, rotated, values));
+        let _ = normed.matmul_out(&rows.view([count, -1]), &qkv_proj.transpose(0, 1));
+        let (cos, sin) = angles(shared, from, count);
+        if !kernels::of(&rows).is_some_and(|k| k.rotate_(&rows, rotated, &cos, &sin)) {
+            let mut unturned = rows.narrow(1, 0, rotated);
+            unturned.copy_(&rotate(&unturned, &cos, &sin));
+        }
     }
     Heads { all, group }
 }
@@ -186,10 +188,10 @@ pub fn backward(
     let head_dim = shared.stream.head_dim;
     let gradients = AttentionGradients {
         input_layernorm: zeros(&layer.input_layernorm.size(), g),
-        q_proj: zeros(&layer.q_proj.size(), g),
-        k_proj: zeros(&layer.k_proj.size(), g),
-        v_proj: zeros(&layer.v_proj.size(), g),
-        o_proj: zeros(&layer.o_proj.size(), g),
+        q_proj: unset(&layer.q_proj.size(), g),
+        k_proj: unset(&layer.k_proj.size(), g),
+        v_proj: unset(&layer.v_proj.size(), g),
+        o_proj: unset(&layer.o_proj.size(), g),
     };
     let dn = g.zeros_like();
     for (index, (group, saved)) in shared.groups.iter().zip(saved).enumerate() {
@@ -200,8 +202,8 @@ pub fn backward(
         let o = outputs.take(index); // [T, n H]
         let d_o = g.matmul(&o_proj); // [T, n H]
         {
-            let d_o_proj = zeros(&o_proj.size(), g);
-            add_product(&d_o_proj, g, &o);
+            let d_o_proj = unset(&o_proj.size(), g);
+            add_product(&d_o_proj, g, &o, true);
             group.of_queries(&gradients.o_proj, 1, head_dim).copy_(&d_o_proj);
         }
 
@@ -220,12 +222,12 @@ pub fn backward(
         drop((o, d_o, heads, saved));
 
         // q, k, v = n W_qkv, with q and k rotated
-        let d_qkv_proj = zeros(&qkv_proj.size(), g);
+        let d_qkv_proj = unset(&qkv_proj.size(), g);
         for (from, count) in tiles_of(g, shared.tile_tokens) {
             let d_qkv = unrotate(&d_heads, from, count, shared); // [count, (n + 2 k) H]
             let normed =
                 rms_norm(&x.rows(from, count), &layer.input_layernorm, shared.stream.rms_norm_eps);
-            add_product(&d_qkv_proj, &d_qkv, &normed);
+            add_product(&d_qkv_proj, &d_qkv, &normed, from == 0);
             add_matmul(&dn.narrow(0, from, count), &d_qkv, &qkv_proj);
         }
         gradients.set_qkv(group, &d_qkv_proj, head_dim);
@@ -257,6 +259,11 @@ pub fn backward(
 fn unrotate([dq, dk, dv]: &[Tensor; 3], from: i64, count: i64, shared: &Shared) -> Tensor {
     let rows = |x: &Tensor| x.narrow(0, from, count);
     let (cos, sin) = angles(shared, from, count);
+    let fused =
+        kernels::of(dq).and_then(|k| k.unrotate([&rows(dq), &rows(dk), &rows(dv)], &cos, &sin));
+    if let Some(side_by_side) = fused {
+        return side_by_side;
+    }
     let turned = rotate(&Tensor::cat(&[rows(dq), rows(dk)], 1), &cos, &sin.neg());
     Tensor::cat(&[turned, rows(dv)], 1).view([count, -1])
 }

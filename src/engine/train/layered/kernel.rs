@@ -5,8 +5,9 @@
 
 use crate::model::at_least_float;
 use crate::model::attention::{Run, runs};
+use crate::model::normal;
 use crate::torch::attention::{Extent, Fused, Kept};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fathom_spec::config::Attention;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ pub struct Kernel {
     /// For all others.
     mixed: Way,
     used: RefCell<BTreeSet<&'static str>>,
+    passed_over: Vec<String>,
 }
 
 /// How one call is computed.
@@ -81,9 +83,16 @@ impl Kernel {
         kind: Kind,
         device: Device,
     ) -> Kernel {
-        let choose = |window: Option<i64>, lengths: &[usize]| {
+        let mut passed_over = Vec::new();
+        let mut choose = |window: Option<i64>, lengths: &[usize]| {
             let ways = candidates(attention, window.is_some(), lengths.len() == 1, kind, device);
-            let serves = |way: &Way| trial(*way, window, lengths, heads, kind, device);
+            let serves = |way: &Way| match trial(*way, window, lengths, heads, kind, device) {
+                Ok(()) => true,
+                Err(reason) => {
+                    passed_over.push(format!("{}: {reason}", way.name()));
+                    false
+                }
+            };
             ways.into_iter().find(serves).unwrap_or(Way::Eager)
         };
         Kernel {
@@ -92,12 +101,18 @@ impl Kernel {
             alike: choose(None, &TRIAL_LENGTHS[..1]),
             mixed: choose(None, &TRIAL_LENGTHS),
             used: RefCell::default(),
+            passed_over,
         }
     }
 
     /// The kernels that served so far.
     pub fn used(&self) -> Vec<&'static str> {
         self.used.borrow().iter().copied().collect()
+    }
+
+    /// The faster kernels that were tried and did not serve, each with what was wrong.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
     }
 
     /// Attention of every position to its own document up to itself: softmax(q k^T / sqrt(H)) v.
@@ -172,7 +187,8 @@ fn candidates(
     fused.iter().map(|fused| Way::Fused(*fused)).chain([Way::Eager]).collect()
 }
 
-/// Whether `way` gives what the scores in full give, forward and backward, for a few made-up tokens.
+/// Tries whether `way` gives what the scores in full give, forward and backward, for a few made-up tokens; the error is what
+/// was wrong with it.
 fn trial(
     way: Way,
     window: Option<i64>,
@@ -180,18 +196,15 @@ fn trial(
     heads: HeadShape,
     kind: Kind,
     device: Device,
-) -> bool {
+) -> Result<()> {
     let HeadShape { num_heads: n, num_key_value_heads: k, head_dim: h } = heads;
     let t = lengths.iter().sum::<usize>() as i64;
     // Laid out as the engine lays them out: the heads of a position side by side.
-    let made_up = |heads: i64, salt: f64| {
-        let count = t * heads * h;
-        let angles = Tensor::arange(count, (Kind::Double, Device::Cpu)) * (1.7 + salt);
-        angles.sin().view([t, heads, h]).to_device(device).to_kind(kind)
-    };
-    let packed = made_up(n + 2 * k, 0.0);
+    let made_up =
+        |heads: i64, seed: u64| normal(&[t, heads, h], 1.0, seed, 0, kind).to_device(device);
+    let packed = made_up(n + 2 * k, 1);
     let parts = [(0, n), (n, k), (n + k, k)].map(|(from, count)| packed.narrow(1, from, count));
-    let d_o = made_up(n, 0.6);
+    let d_o = made_up(n, 2);
     let run = |way: Way, [q, k, v]: [&Tensor; 3], d_o: &Tensor| -> Result<[Tensor; 4]> {
         let (o, saved) = forward(way, window, q, k, v, lengths)?;
         let [dq, dk, dv] = backward(way, window, d_o, [q, k, v], &o, &saved, lengths)?;
@@ -199,17 +212,20 @@ fn trial(
     };
     let exact = |x: &Tensor| x.to_kind(at_least_float(kind));
     let [q, k, v] = &parts;
-    let expected = run(Way::Eager, [&exact(q), &exact(k), &exact(v)], &exact(&d_o));
-    let (Ok(found), Ok(expected)) = (run(way, [q, k, v], &d_o), expected) else { return false };
+    let found = run(way, [q, k, v], &d_o)?;
+    let expected = run(Way::Eager, [&exact(q), &exact(k), &exact(v)], &exact(&d_o))?;
     let bound = match kind {
         Kind::Double => 1e-9,
         Kind::Float => 1e-3,
         _ => 3e-2,
     };
-    found.iter().zip(&expected).all(|(found, expected)| {
-        let off = (exact(found) - expected).abs().max() / expected.abs().max();
-        f64::try_from(off).is_ok_and(|off| off < bound)
-    })
+    for (name, (found, expected)) in ["o", "dq", "dk", "dv"].iter().zip(found.iter().zip(&expected))
+    {
+        let off = (exact(found) - expected).norm() / expected.norm();
+        let off = f64::try_from(off)?;
+        ensure!(off < bound, "its {name} is off by {off:.1e} of its norm");
+    }
+    Ok(())
 }
 
 fn forward(

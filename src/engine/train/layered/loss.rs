@@ -4,7 +4,8 @@
 
 use super::inputs::tiles_of;
 use super::norm::add_rms_norm_backward;
-use super::products::{add_product, zeros};
+use super::products::{add_product, unset, zeros};
+use crate::kernels;
 use crate::model::at_least_float;
 use crate::model::block::{linear, rms_norm};
 use tch::{Kind, Tensor};
@@ -40,7 +41,7 @@ pub fn loss(head: &Head, x: &Tensor, labels: &Tensor, scale: f64, tile_tokens: i
     let loss = Loss {
         nll: Tensor::zeros([], (Kind::Double, x.device())),
         d_norm: zeros(&head.norm.size(), x),
-        d_lm_head: zeros(&head.lm_head.size(), x),
+        d_lm_head: unset(&head.lm_head.size(), x),
     };
     for (from, count) in tiles_of(x, tile_tokens) {
         let (x, labels) = (x.narrow(0, from, count), labels.narrow(0, from, count));
@@ -48,7 +49,7 @@ pub fn loss(head: &Head, x: &Tensor, labels: &Tensor, scale: f64, tile_tokens: i
         let logits = linear(&n, &head.lm_head);
         let (nll, d_logits) = cross_entropy(logits, &labels, scale);
         let _ = loss.nll.shallow_clone().g_add_(&nll);
-        add_product(&loss.d_lm_head, &d_logits, &n);
+        add_product(&loss.d_lm_head, &d_logits, &n, from == 0);
         let dn = d_logits.matmul(&head.lm_head);
         let dx = x.zeros_like();
         add_rms_norm_backward(&dx, &loss.d_norm, &dn, &x, &head.norm, head.rms_norm_eps);
@@ -62,6 +63,9 @@ pub fn loss(head: &Head, x: &Tensor, labels: &Tensor, scale: f64, tile_tokens: i
 /// - `logits`: `[t, V]`; `labels`: `[t]`, int64
 /// - returns: the sum of NLL (float64 scalar) and the gradient of `scale` times it `[t, V]`, the dtype of `logits`
 fn cross_entropy(logits: Tensor, labels: &Tensor, scale: f64) -> (Tensor, Tensor) {
+    if let Some(nll) = kernels::of(&logits).and_then(|k| k.cross_entropy_(&logits, labels, scale)) {
+        return (nll.sum(Kind::Double), logits);
+    }
     let kind = logits.kind();
     let exact = at_least_float(kind);
     let mut scores = logits.to_kind(exact);

@@ -5,7 +5,8 @@
 use super::inputs::tiles_of;
 use super::norm::add_rms_norm_backward;
 use super::outputs::Outputs;
-use super::products::{add_matmul, add_product, zeros};
+use super::products::{add_matmul, add_product, unset, zeros};
+use crate::kernels;
 use crate::model::block::{Block, linear, rms_norm};
 use tch::Tensor;
 
@@ -28,7 +29,8 @@ pub fn forward(x: &Tensor, outputs: &mut Outputs, layer: &Block, eps: f64, tile_
         let (x, o) = (x.narrow(0, from, count), outputs.rows(from, count));
         add_matmul(&x, &o, &layer.o_proj.transpose(0, 1)); // x is h now
         let n = rms_norm(&x, &layer.post_attention_layernorm, eps);
-        let gated = linear(&n, &layer.gate_proj).silu_().g_mul_(&linear(&n, &layer.up_proj));
+        let (gate, up) = (linear(&n, &layer.gate_proj), linear(&n, &layer.up_proj));
+        let gated = swiglu(gate, &up);
         add_matmul(&x, &gated, &layer.down_proj.transpose(0, 1));
     }
 }
@@ -53,28 +55,25 @@ pub fn backward(
 ) -> MlpGradients {
     let gradients = MlpGradients {
         post_attention_layernorm: zeros(&layer.post_attention_layernorm.size(), g),
-        gate_proj: zeros(&layer.gate_proj.size(), g),
-        up_proj: zeros(&layer.up_proj.size(), g),
-        down_proj: zeros(&layer.down_proj.size(), g),
+        gate_proj: unset(&layer.gate_proj.size(), g),
+        up_proj: unset(&layer.up_proj.size(), g),
+        down_proj: unset(&layer.down_proj.size(), g),
     };
     for (from, count) in tiles_of(x, tile_tokens) {
+        let first = from == 0;
         let (h, g) = (x.narrow(0, from, count).copy(), g.narrow(0, from, count));
         add_matmul(&h, &outputs.rows(from, count), &layer.o_proj.transpose(0, 1));
         let n = rms_norm(&h, &layer.post_attention_layernorm, eps);
         let gate = linear(&n, &layer.gate_proj); // [t, F]
-        let mut up = linear(&n, &layer.up_proj); // [t, F]
-        let mut activated = gate.silu();
+        let up = linear(&n, &layer.up_proj); // [t, F]
 
-        // y = h + (a b) W_down
+        // y = h + (a b) W_down, with a = silu(n W_gate), b = n W_up
         let d_gated = g.matmul(&layer.down_proj); // [t, F]
-        add_product(&gradients.down_proj, &g, &(&activated * &up));
-
-        // a = silu(n W_gate), b = n W_up
-        let d_up = activated.g_mul_(&d_gated);
-        let d_gate = gate.silu_backward(&up.g_mul_(&d_gated));
-        drop((d_gated, gate));
-        add_product(&gradients.up_proj, &d_up, &n);
-        add_product(&gradients.gate_proj, &d_gate, &n);
+        let SwigluBackward { gated, d_gate, d_up } = swiglu_backward(gate, up, d_gated);
+        add_product(&gradients.down_proj, &g, &gated, first);
+        drop(gated);
+        add_product(&gradients.up_proj, &d_up, &n, first);
+        add_product(&gradients.gate_proj, &d_gate, &n, first);
         let dn = d_up.matmul(&layer.up_proj); // [t, D]
         add_matmul(&dn, &d_gate, &layer.gate_proj);
 
@@ -89,4 +88,31 @@ pub fn backward(
         );
     }
     gradients
+}
+
+/// `silu(gate) * up`, where `gate` is.
+fn swiglu(mut gate: Tensor, up: &Tensor) -> Tensor {
+    match kernels::of(&gate).is_some_and(|k| k.swiglu_(&gate, up)) {
+        true => gate,
+        false => gate.silu_().g_mul_(up),
+    }
+}
+
+/// What comes of the product `a b` and its gradient.
+struct SwigluBackward {
+    gated: Tensor,  // [t, F], the product
+    d_gate: Tensor, // [t, F]
+    d_up: Tensor,   // [t, F]
+}
+
+/// The backward of [`swiglu`] for the gradient `d` of the product.
+fn swiglu_backward(gate: Tensor, mut up: Tensor, d: Tensor) -> SwigluBackward {
+    if kernels::of(&gate).is_some_and(|k| k.swiglu_backward_(&gate, &up, &d)) {
+        return SwigluBackward { gated: d, d_gate: gate, d_up: up };
+    }
+    let mut activated = gate.silu();
+    let gated = &activated * &up;
+    let d_up = activated.g_mul_(&d);
+    let d_gate = gate.silu_backward(&up.g_mul_(&d));
+    SwigluBackward { gated, d_gate, d_up }
 }

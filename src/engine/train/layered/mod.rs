@@ -127,6 +127,11 @@ impl<'a> Layered<'a> {
         ]
     }
 
+    /// The faster attention kernels that do not serve here, with what was wrong.
+    pub fn kernels_passed_over(&self) -> &[String] {
+        self.kernel.passed_over()
+    }
+
     /// The attention kernels that served so far.
     pub fn kernels(&self) -> Vec<&'static str> {
         self.kernel.used()
@@ -396,7 +401,9 @@ impl<'a> Layered<'a> {
         let mut d_table = d_tied.unwrap_or_else(|| products::zeros(&table.size(), g));
         for (from, count) in tiles_of(g, self.settings.row_tile_tokens as i64) {
             let rows = g.narrow(0, from, count).to_kind(at_least_float(g.kind()));
-            let _ = d_table.index_add_(0, &pass.stream.input_ids.narrow(0, from, count), &rows);
+            // In a fixed order on every device, which `index_add_` is not.
+            let ids = pass.stream.input_ids.narrow(0, from, count);
+            let _ = d_table.index_put_(&[Some(ids)], &rows, true);
         }
         watch("optimizer");
         gradients.take(vec![Gradient {

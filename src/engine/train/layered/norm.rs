@@ -2,6 +2,7 @@
 //!
 //! `T` position, `D` hidden.
 
+use crate::kernels;
 use crate::model::block::cast;
 use tch::Tensor;
 
@@ -24,6 +25,9 @@ pub fn add_rms_norm_backward(
     weight: &Tensor,
     eps: f64,
 ) {
+    if kernels::of(x).is_some_and(|k| k.rms_norm_backward(dx, d_weight, dy, x, weight, eps)) {
+        return;
+    }
     let (t, _) = x.size2().expect("x is [T, D]");
     let weight = cast(weight, d_weight);
     for from in (0..t).step_by(POSITIONS as usize) {

@@ -17,13 +17,29 @@ pub fn zeros(size: &[i64], like: &Tensor) -> Tensor {
     Tensor::zeros(size, (at_least_float(like.kind()), like.device()))
 }
 
-/// `sum += a^T b`, in the dtype of `sum`, with nothing rounded on the way.
+/// Room for a sum whose `first` product is yet to come.
+///
+/// # Shapes
+///
+/// As [`zeros`].
+pub fn unset(size: &[i64], like: &Tensor) -> Tensor {
+    Tensor::empty(size, (at_least_float(like.kind()), like.device()))
+}
+
+/// `sum += a^T b`, in the dtype of `sum`, with nothing rounded on the way; `sum = a^T b` if it is the `first` product.
 ///
 /// # Shapes
 ///
 /// - `sum`: `[A, B]`, float32 (float64 for float64 factors)
 /// - `a`: `[T, A]`; `b`: `[T, B]`; any one float dtype
-pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor) {
+pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor, first: bool) {
+    if first && sum.device().is_cuda() && a.kind() != sum.kind() {
+        let _ = a.transpose(0, 1).mm_dtype_out(sum, b, Kind::Float);
+        return;
+    }
+    if first {
+        let _ = sum.shallow_clone().zero_();
+    }
     if a.kind() == sum.kind() {
         let _ = sum.shallow_clone().addmm_(&a.transpose(0, 1), b);
     } else if sum.device().is_cuda() {

@@ -1,0 +1,396 @@
+// The elementwise passes of the layered engine, one kernel for what would be several of LibTorch's.
+//
+// Compiled on the machine that runs them (NVRTC), so no CUDA headers: bfloat16 is its bits. All arithmetic is float32; sums
+// over blocks are written apart and added up afterwards in one order, so the same numbers give the same bits. Rows are
+// contiguous and begin at multiples of 16 bytes. mod.rs says what each kernel computes, and gives it its arguments.
+
+typedef unsigned short bf16;
+
+struct alignas(16) Eight {
+  bf16 x[8];
+};
+
+__device__ __forceinline__ float wide(bf16 x) {
+  return __uint_as_float(static_cast<unsigned>(x) << 16);
+}
+
+__device__ __forceinline__ bool is_nan(unsigned bits) {
+  return (bits & 0x7fffffffu) > 0x7f800000u;
+}
+
+// To the nearest, ties to even.
+__device__ __forceinline__ bf16 narrow(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if (is_nan(bits)) return 0x7fff;
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Up or down at random, right on average: `random` is uniform in 16 bits.
+__device__ __forceinline__ bf16 narrow(float x, unsigned random) {
+  const unsigned bits = __float_as_uint(x);
+  if (is_nan(bits)) return 0x7fff;
+  // What is not finite has no lower half to carry from.
+  return static_cast<bf16>((bits + ((bits & 0x7f800000u) == 0x7f800000u ? 0u : random)) >> 16);
+}
+
+// SplitMix64's finalizer (Steele et al. 2014).
+__device__ __forceinline__ unsigned long long mix(unsigned long long z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+__device__ __forceinline__ float of_warp(float x) {
+  for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
+  return x;
+}
+
+// The sum over the block, for every thread. `scratch`: 32 floats of shared memory.
+__device__ __forceinline__ float of_block(float x, float* scratch) {
+  x = of_warp(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = 0.0f;
+  for (int warp = 0; warp < blockDim.x / 32; ++warp) sum += scratch[warp];
+  return sum;
+}
+
+// ---- Root mean square norm, backward. 256 threads a block, which takes every gridDim.x-th row; CHUNKS eights a thread.
+
+template <int CHUNKS>
+__device__ __forceinline__ void rms_norm_backward(
+    bf16* dx, float* d_weight, const bf16* dy, const bf16* x, const bf16* weight, long long rows,
+    int columns, float eps) {
+  __shared__ float scratch[2][32];
+  const int eights = columns / 8;
+  float w[CHUNKS][8], dw[CHUNKS][8];
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int at = threadIdx.x + c * 256;
+    Eight e = {};
+    if (at < eights) e = reinterpret_cast<const Eight*>(weight)[at];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[c][i] = wide(e.x[i]), dw[c][i] = 0.0f;
+  }
+  for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+    const auto* x_row = reinterpret_cast<const Eight*>(x + row * columns);
+    const auto* dy_row = reinterpret_cast<const Eight*>(dy + row * columns);
+    auto* dx_row = reinterpret_cast<Eight*>(dx + row * columns);
+    Eight xs[CHUNKS], dys[CHUNKS];
+    float square = 0.0f, along = 0.0f;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      const int at = threadIdx.x + c * 256;
+      xs[c] = {}, dys[c] = {};
+      if (at < eights) xs[c] = x_row[at], dys[c] = dy_row[at];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float v = wide(xs[c].x[i]);
+        square += v * v;
+        along += v * wide(dys[c].x[i]) * w[c][i];
+      }
+    }
+    square = of_block(square, scratch[0]);
+    along = of_block(along, scratch[1]);
+    const float r = rsqrtf(square / columns + eps);
+    const float share = along * r * r / columns;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      const int at = threadIdx.x + c * 256;
+      if (at >= eights) continue;
+      Eight out = dx_row[at];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float v = wide(xs[c].x[i]), d = wide(dys[c].x[i]);
+        dw[c][i] += d * v * r;
+        out.x[i] = narrow(wide(out.x[i]) + r * (d * w[c][i] - v * share));
+      }
+      dx_row[at] = out;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int at = threadIdx.x + c * 256;
+    if (at >= eights) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) d_weight[static_cast<long long>(blockIdx.x) * columns + at * 8 + i] = dw[c][i];
+  }
+}
+
+#define RMS_NORM_BACKWARD(CHUNKS)                                                                \
+  extern "C" __global__ void __launch_bounds__(256) rms_norm_backward_##CHUNKS(                  \
+      bf16* dx, float* d_weight, const bf16* dy, const bf16* x, const bf16* weight,              \
+      long long rows, int columns, float eps) {                                                  \
+    rms_norm_backward<CHUNKS>(dx, d_weight, dy, x, weight, rows, columns, eps);                  \
+  }
+RMS_NORM_BACKWARD(1)
+RMS_NORM_BACKWARD(2)
+RMS_NORM_BACKWARD(4)
+
+// ---- Rotary position embedding. A thread turns two neighbouring frequencies of one head of one position.
+
+__device__ __forceinline__ void turn(
+    const bf16* from, bf16* to, const float* cos, const float* sin, int half, int i, float sign) {
+  const auto first = *reinterpret_cast<const ushort2*>(from + i);
+  const auto second = *reinterpret_cast<const ushort2*>(from + half + i);
+  const float c0 = cos[i], c1 = cos[i + 1], s0 = sign * sin[i], s1 = sign * sin[i + 1];
+  const float a0 = wide(first.x), a1 = wide(first.y), b0 = wide(second.x), b1 = wide(second.y);
+  *reinterpret_cast<ushort2*>(to + i) =
+      make_ushort2(narrow(a0 * c0 - b0 * s0), narrow(a1 * c1 - b1 * s1));
+  *reinterpret_cast<ushort2*>(to + half + i) =
+      make_ushort2(narrow(b0 * c0 + a0 * s0), narrow(b1 * c1 + a1 * s1));
+}
+
+// The first `heads` heads of every row of x, in place.
+extern "C" __global__ void rotate(
+    bf16* x, const float* cos, const float* sin, long long rows, int heads, int half,
+    long long row_stride) {
+  const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int pairs = half / 2;
+  const long long row = at / (static_cast<long long>(pairs) * heads);
+  if (row >= rows) return;
+  const int head = static_cast<int>(at / pairs % heads), i = static_cast<int>(at % pairs) * 2;
+  bf16* head_row = x + row * row_stride + static_cast<long long>(head) * 2 * half;
+  turn(head_row, head_row, cos + row * half, sin + row * half, half, i, 1.0f);
+}
+
+// The heads of q and k turned back and those of v as they are, side by side in `to`.
+extern "C" __global__ void unrotate(
+    bf16* to, const bf16* q, const bf16* k, const bf16* v, const float* cos, const float* sin,
+    long long rows, int num_heads, int num_key_value_heads, int half, long long q_row, long long q_head,
+    long long k_row, long long k_head, long long v_row, long long v_head) {
+  const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int pairs = half / 2, heads = num_heads + 2 * num_key_value_heads;
+  const long long row = at / (static_cast<long long>(pairs) * heads);
+  if (row >= rows) return;
+  const int head = static_cast<int>(at / pairs % heads), i = static_cast<int>(at % pairs) * 2;
+  bf16* out = to + (row * heads + head) * 2 * half;
+  const int key = head - num_heads, value = key - num_key_value_heads;
+  if (value >= 0) {
+    const bf16* from = v + row * v_row + value * v_head;
+    *reinterpret_cast<ushort2*>(out + i) = *reinterpret_cast<const ushort2*>(from + i);
+    *reinterpret_cast<ushort2*>(out + half + i) = *reinterpret_cast<const ushort2*>(from + half + i);
+    return;
+  }
+  const bf16* from = key >= 0 ? k + row * k_row + key * k_head : q + row * q_row + head * q_head;
+  turn(from, out, cos + row * half, sin + row * half, half, i, -1.0f);
+}
+
+// ---- SwiGLU. A thread takes eight elements.
+
+extern "C" __global__ void swiglu(bf16* gate, const bf16* up, long long eights) {
+  const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= eights) return;
+  Eight g = reinterpret_cast<Eight*>(gate)[at];
+  const Eight u = reinterpret_cast<const Eight*>(up)[at];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float a = wide(g.x[i]);
+    g.x[i] = narrow(a / (1.0f + __expf(-a)) * wide(u.x[i]));
+  }
+  reinterpret_cast<Eight*>(gate)[at] = g;
+}
+
+// gate becomes its gradient, up its gradient, and d, the gradient of their product, becomes the product.
+extern "C" __global__ void swiglu_backward(bf16* gate, bf16* up, bf16* d, long long eights) {
+  const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= eights) return;
+  Eight gs = reinterpret_cast<Eight*>(gate)[at], us = reinterpret_cast<Eight*>(up)[at];
+  Eight ds = reinterpret_cast<Eight*>(d)[at];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float g = wide(gs.x[i]), u = wide(us.x[i]), dy = wide(ds.x[i]);
+    const float sigmoid = 1.0f / (1.0f + __expf(-g));
+    const float silu = g * sigmoid;
+    ds.x[i] = narrow(silu * u);
+    us.x[i] = narrow(dy * silu);
+    gs.x[i] = narrow(dy * u * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+  }
+  reinterpret_cast<Eight*>(gate)[at] = gs;
+  reinterpret_cast<Eight*>(up)[at] = us;
+  reinterpret_cast<Eight*>(d)[at] = ds;
+}
+
+// ---- Cross-entropy. A block of 1024 threads takes a row; the logits become their gradient.
+
+extern "C" __global__ void __launch_bounds__(1024) cross_entropy(
+    bf16* logits, const long long* labels, float* nll, int columns, float scale) {
+  __shared__ float scratch[32];
+  __shared__ float highest[32];
+  const long long label = labels[blockIdx.x];
+  auto* row = reinterpret_cast<Eight*>(logits + static_cast<long long>(blockIdx.x) * columns);
+  const int eights = columns / 8;
+  if (label < 0) {
+    for (int at = threadIdx.x; at < eights; at += 1024) row[at] = {};
+    if (threadIdx.x == 0) nll[blockIdx.x] = 0.0f;
+    return;
+  }
+  // Lowest finite number, so that a difference is never of infinities.
+  float most = -3.402823466e38f;
+  for (int at = threadIdx.x; at < eights; at += 1024) {
+    const Eight e = row[at];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) most = fmaxf(most, wide(e.x[i]));
+  }
+  for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
+  if (threadIdx.x % 32 == 0) highest[threadIdx.x / 32] = most;
+  __syncthreads();
+  for (int warp = 0; warp < 32; ++warp) most = fmaxf(most, highest[warp]);
+  float sum = 0.0f;
+  for (int at = threadIdx.x; at < eights; at += 1024) {
+    const Eight e = row[at];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += __expf(wide(e.x[i]) - most);
+  }
+  sum = of_block(sum, scratch);
+  const float picked = wide(logits[static_cast<long long>(blockIdx.x) * columns + label]);
+  __syncthreads();
+  if (threadIdx.x == 0) nll[blockIdx.x] = logf(sum) - (picked - most);
+  const float factor = scale / sum;
+  for (int at = threadIdx.x; at < eights; at += 1024) {
+    Eight e = row[at];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float p = __expf(wide(e.x[i]) - most) * factor;
+      if (at * 8 + i == label) p -= scale;
+      e.x[i] = narrow(p);
+    }
+    row[at] = e;
+  }
+}
+
+// ---- Adafactor. A block of 256 threads takes 32 rows of 1024 columns, four columns a thread.
+
+constexpr int kRows = 32, kColumns = 1024;
+
+__device__ __forceinline__ void read_four(const float* from, float* to) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+
+__device__ __forceinline__ void read_four(const bf16* from, float* to) {
+  const ushort4 v = *reinterpret_cast<const ushort4*>(from);
+  to[0] = wide(v.x), to[1] = wide(v.y), to[2] = wide(v.z), to[3] = wide(v.w);
+}
+
+__device__ __forceinline__ void write_four(float* to, const float* from, unsigned long long, bool) {
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
+__device__ __forceinline__ void write_four(bf16* to, const float* from, unsigned long long random, bool stochastic) {
+  bf16 v[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[i] = stochastic ? narrow(from[i], static_cast<unsigned>(random >> (16 * i)) & 0xffffu) : narrow(from[i]);
+  }
+  *reinterpret_cast<ushort4*>(to) = make_ushort4(v[0], v[1], v[2], v[3]);
+}
+
+// Sums of squares of the gradient over each row (of each 1024 columns) and each column (of each 32 rows), of the weight over
+// each block.
+template <typename Weight>
+__device__ __forceinline__ void sums_of_squares(
+    const float* grad, const Weight* weight, float* by_row, float* by_column, float* of_weight,
+    int rows, int columns) {
+  __shared__ float of_rows[kRows][8];
+  __shared__ float scratch[32];
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * kRows;
+  float sums[4] = {}, weights = 0.0f;
+  for (int r = 0; r < kRows; ++r) {
+    float square = 0.0f;
+    if (first + r < rows && column < columns) {
+      const long long at = static_cast<long long>(first + r) * columns + column;
+      float g[4], w[4];
+      read_four(grad + at, g);
+      read_four(weight + at, w);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums[i] += g[i] * g[i];
+        square += g[i] * g[i];
+        weights += w[i] * w[i];
+      }
+    }
+    square = of_warp(square);
+    if (threadIdx.x % 32 == 0) of_rows[r][threadIdx.x / 32] = square;
+  }
+  if (column < columns) {
+    write_four(by_column + static_cast<long long>(blockIdx.y) * columns + column, sums, 0, false);
+  }
+  weights = of_block(weights, scratch);
+  if (threadIdx.x == 0) of_weight[blockIdx.y * gridDim.x + blockIdx.x] = weights;
+  if (threadIdx.x < kRows && first + threadIdx.x < rows) {
+    float sum = 0.0f;
+    for (int warp = 0; warp < 8; ++warp) sum += of_rows[threadIdx.x][warp];
+    by_row[static_cast<long long>(blockIdx.x) * rows + first + threadIdx.x] = sum;
+  }
+}
+
+// One over the root of the second moment, `row * column` (at least `least`), or with `least` below 0 just their product.
+__device__ __forceinline__ float factor(float row, float column, float least) {
+  return least < 0.0f ? row * column : rsqrtf(fmaxf(row * column, least));
+}
+
+// The sum of squares of the update over each block.
+extern "C" __global__ void __launch_bounds__(256) square_of_update(
+    const float* grad, const float* row_factor, const float* column_factor, float least, float* sums,
+    int rows, int columns) {
+  __shared__ float scratch[32];
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * kRows;
+  float sum = 0.0f;
+  if (column < columns) {
+    float c[4];
+    read_four(column_factor + column, c);
+    for (int r = first; r < first + kRows && r < rows; ++r) {
+      float g[4];
+      read_four(grad + static_cast<long long>(r) * columns + column, g);
+      const float row = row_factor[r];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float u = g[i] * factor(row, c[i], least);
+        sum += u * u;
+      }
+    }
+  }
+  sum = of_block(sum, scratch);
+  if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// weight = weight * keep + scale * update, rounded once.
+template <typename Weight>
+__device__ __forceinline__ void apply_update(
+    Weight* weight, const float* grad, const float* row_factor, const float* column_factor, float least,
+    const float* scale, float keep, unsigned long long seed, int stochastic, int rows, int columns) {
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * kRows;
+  if (column >= columns) return;
+  const float step = *scale;
+  float c[4];
+  read_four(column_factor + column, c);
+  for (int r = first; r < first + kRows && r < rows; ++r) {
+    const long long at = static_cast<long long>(r) * columns + column;
+    float g[4], w[4];
+    read_four(grad + at, g);
+    read_four(weight + at, w);
+    const float row = row_factor[r];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) w[i] = w[i] * keep + step * (g[i] * factor(row, c[i], least));
+    const unsigned long long random = stochastic ? mix(seed + (at + 1) * 0x9e3779b97f4a7c15ull) : 0;
+    write_four(weight + at, w, random, stochastic);
+  }
+}
+
+#define ADAFACTOR(NAME, WEIGHT)                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) sums_of_squares_##NAME(                        \
+      const float* grad, const WEIGHT* weight, float* by_row, float* by_column, float* of_weight,  \
+      int rows, int columns) {                                                                     \
+    sums_of_squares(grad, weight, by_row, by_column, of_weight, rows, columns);                    \
+  }                                                                                                \
+  extern "C" __global__ void __launch_bounds__(256) apply_update_##NAME(                           \
+      WEIGHT* weight, const float* grad, const float* row_factor, const float* column_factor,      \
+      float least, const float* scale, float keep, unsigned long long seed, int stochastic,        \
+      int rows, int columns) {                                                                     \
+    apply_update(weight, grad, row_factor, column_factor, least, scale, keep, seed, stochastic,    \
+                 rows, columns);                                                                   \
+  }
+ADAFACTOR(bfloat16, bf16)
+ADAFACTOR(float32, float)
