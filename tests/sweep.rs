@@ -676,6 +676,9 @@ fn a_case_that_fails_stops_no_other() {
         "{}",
         text(&output.stdout)
     );
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    assert!(page.contains("**sound**: the largest"), "{page}");
+    assert!(page.contains("**The search of broken is not finished"), "{page}");
 }
 
 #[test]
