@@ -467,8 +467,8 @@ fn every_experiment_of_the_repository_has_a_plan() {
     assert_eq!(
         plans,
         [
-            "context_ceiling: 1",
             "learning_rate: 18",
+            "plain_context_ceiling: 1",
             "rope_variants: 15",
             "tiny_context_ceiling: 1",
             "tiny_learning_rate: 10",
