@@ -192,6 +192,9 @@ fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<(
     println!(
         "search: the largest {parameter} from {low} to {high} that finishes, to within {resolution}{by}"
     );
+    if probe_layers.is_some() {
+        println!("  (FLOP and seconds above are those of all layers)");
+    }
     if !also.is_empty() {
         let also: Vec<String> = also.iter().map(u64::to_string).collect();
         println!("  first {}, up to one that does not finish", also.join(", "));

@@ -13,6 +13,8 @@ pub struct Search {
     /// Whether probes work only some layers, as the search was asked to. What they find is confirmed by one whole run.
     partial: bool,
     confirmed: Option<u64>,
+    /// How far below the smallest value that did not finish the next whole run is, after one that its probe had promised.
+    step_down: Option<u64>,
     /// How many of `also` are tried or, above one that did not finish, given up.
     also_done: usize,
 }
@@ -27,8 +29,15 @@ pub struct Probe {
 
 impl Search {
     pub fn new(bisect: &Bisect) -> Search {
-        let (bisect, partial) = (bisect.clone(), bisect.probe_layers.is_some());
-        Search { bisect, finished: None, refused: None, partial, confirmed: None, also_done: 0 }
+        Search {
+            bisect: bisect.clone(),
+            finished: None,
+            refused: None,
+            partial: bisect.probe_layers.is_some(),
+            confirmed: None,
+            step_down: None,
+            also_done: 0,
+        }
     }
 
     /// What to try next; `None` when the edge is known to the resolution, and confirmed by a whole run.
@@ -50,7 +59,13 @@ impl Search {
         }
         let Bisect { low, high, resolution, multiple_of, .. } = self.bisect;
         let Some(finished) = self.finished else {
-            return self.refused.is_none_or(|refused| refused > low).then_some(low);
+            return match (self.refused, self.step_down) {
+                (Some(refused), _) if refused <= low => None,
+                (Some(refused), Some(step)) => {
+                    Some((refused.saturating_sub(step) / multiple_of * multiple_of).max(low))
+                }
+                _ => Some(low),
+            };
         };
         if finished >= high {
             return None;
@@ -68,8 +83,8 @@ impl Search {
         (middle < refused).then_some(middle)
     }
 
-    /// Takes the outcome of a probe. Where a whole run does not finish although its probe did, the search begins again below
-    /// it with whole runs.
+    /// Takes the outcome of a probe. Where a whole run does not finish although its probe did, the search goes on with whole
+    /// runs: down from there in steps that double, as the edge is near, then between.
     pub fn record(&mut self, Probe { value, whole }: Probe, finished: bool) {
         if self.also_done < self.bisect.also.len() {
             self.also_done = if finished { self.also_done + 1 } else { self.bisect.also.len() };
@@ -84,12 +99,14 @@ impl Search {
                 self.partial = false;
                 self.finished = None;
                 self.refused = Some(value);
+                self.step_down = Some(self.bisect.resolution);
             }
             (false, true) => {
                 self.finished = Some(self.finished.map_or(value, |best| best.max(value)));
             }
             (false, false) => {
                 self.refused = Some(self.refused.map_or(value, |least| least.min(value)));
+                self.step_down = self.step_down.map(|step| 2 * step);
             }
         }
     }
@@ -132,6 +149,16 @@ mod tests {
     fn bisect(low: u64, high: u64, resolution: u64, multiple_of: u64) -> Bisect {
         let (parameter, also) = ("p".into(), Vec::new());
         Bisect { parameter, low, high, resolution, multiple_of, probe_layers: None, also }
+    }
+
+    /// Whole runs are long: few are made where the probes were nearly right.
+    #[test]
+    fn a_promise_that_is_not_kept_is_followed_down_from_there() {
+        let bisect = Bisect { probe_layers: Some(2), ..bisect(1024, 524_288, 4096, 1024) };
+        let (found, probes) = search(&bisect, 300_000, 285_000);
+        let whole: Vec<u64> = probes.iter().filter(|p| p.whole).map(|p| p.value).collect();
+        assert_eq!(whole, [297_984, 293_888, 285_696, 269_312, 277_504, 281_600]);
+        check(&found, &bisect, 285_000);
     }
 
     proptest! {
