@@ -465,15 +465,19 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
     for (index, ceiling) in ceilings.iter().enumerate() {
         let name = ceiling.name_or("peak memory");
         let mut one = Series::new(name, Style::of(index));
-        // By value, those of all layers first: where there are any, they count before a probe's.
-        let mut peaks: BTreeMap<i64, [Vec<f64>; 2]> = BTreeMap::new();
+        // What all layers have shown counts before a probe.
+        let is_shown_whole = |value: f64| {
+            let mut points = ceiling.points.iter().filter(|(v, _)| *v == value);
+            points.any(|(_, point)| point.has_result() && point.probe_layers().is_none())
+        };
+        let mut peaks: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
         for (value, point) in &ceiling.points {
+            let is_shown = point.probe_layers().is_none() || !is_shown_whole(*value);
             let run = point.run.as_ref();
             let peak = run.and_then(|run| run.peak_allocated).map(gib);
             match (point.status(), peak) {
-                ("finished", Some(peak)) => {
-                    let of_value = peaks.entry(*value as i64).or_default();
-                    of_value[usize::from(point.probe_layers().is_some())].push(peak);
+                ("finished", Some(peak)) if is_shown => {
+                    peaks.entry(*value as i64).or_default().push(peak);
                 }
                 ("out_of_memory", peak) => {
                     // What it would have taken: at least what was held and what was asked for.
@@ -485,8 +489,7 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
             }
             rows.push((name.to_string(), *value, *point, peak));
         }
-        for (value, [all_layers, of_probes]) in peaks {
-            let peaks = if all_layers.is_empty() { of_probes } else { all_layers };
+        for (value, peaks) in peaks {
             one.points.push(Dot {
                 x: value as f64,
                 y: mean(&peaks).expect("a value has a peak"),
@@ -541,7 +544,7 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
             rows.iter().map(|row| row.2.probe_layers().map(|layers| layers as i64)).collect();
         columns.push(Column::new("probe_layers".into(), layers));
         caption
-            .push_str(" Where no run of all layers has finished, a probe of some of them stands.");
+            .push_str(" Where no run of all layers has a result, a probe of some of them stands.");
     }
     Ok(Some(Figure {
         name: "memory".into(),

@@ -13,13 +13,14 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// The phases of a step in their order; others follow by name.
-const PHASES: [&str; 8] = [
+const PHASES: [&str; 9] = [
     "load",
     "forward",
     "loss",
     "recompute",
     "mlp_backward",
     "attention_backward",
+    "embedding_backward",
     "forward_backward",
     "optimizer",
 ];
@@ -56,13 +57,13 @@ pub fn by_value(ceilings: &[Ceiling], parameter: &str) -> Result<String> {
 
 fn peak_or_outcome(ceiling: &Ceiling, value: f64) -> String {
     let tried = || ceiling.points.iter().filter(|(v, _)| *v == value).map(|(_, point)| *point);
-    // What all layers have shown counts before a probe.
-    let all_layers = tried().find(|point| point.probe_layers().is_none() && !point.is_open());
-    let Some(point) = all_layers.or_else(|| tried().next()) else { return "–".into() };
+    // What all layers have shown counts before a probe, and both before a run that came to nothing.
+    let rank = |point: &&Point| (point.has_result(), point.probe_layers().is_none());
+    let Some(point) = tried().max_by_key(rank) else { return "–".into() };
     let peak = point.finished().and_then(|run| run.peak_allocated);
     let shown = peak.map_or_else(|| point.outcome(), bytes);
     let probe = if point.probe_layers().is_some() { " (probe)" } else { "" };
-    let is_largest = ceiling.largest == Some(value);
+    let is_largest = ceiling.largest == Some(value) && peak.is_some();
     if is_largest { format!("**{shown}**{probe}") } else { format!("{shown}{probe}") }
 }
 
@@ -228,11 +229,13 @@ pub fn predicted(summary: &Summary) -> Result<String> {
         }
     };
     let mut errors: Vec<f64> = Vec::new();
+    let mut on_cpu = false;
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (mut row, point) in runs {
         let Some((run, plan)) = point.finished().and_then(|run| Some((run, run.plan()?))) else {
             continue;
         };
+        on_cpu |= run.device.as_deref() == Some("cpu");
         let peaks = run.peak_allocated.map(|x| x as f64).zip(plan["peak_allocated"].as_f64());
         errors.extend(peaks.map(|(measured, predicted)| predicted / measured - 1.0));
         row.extend(compared(peaks, &|x| bytes(x as i64)));
@@ -260,9 +263,15 @@ pub fn predicted(summary: &Summary) -> Result<String> {
             percent(high)
         ),
     };
+    let resident = match on_cpu {
+        true => {
+            " On the CPU the measured peak is that of the whole process, the predicted one that of its tensors."
+        }
+        false => "",
+    };
     Ok(format!(
         "### Predicted beside measured\n\nBefore a run starts the layered engine predicts its peak memory and the time of a step; \
-         an error is predicted less measured, in percent of what was measured.{range} **Hardware TFLOP/s** is what the step \
+         an error is predicted less measured, in percent of what was measured.{range}{resident} **Hardware TFLOP/s** is what the step \
          computes, over its measured time: the products with the dense weights and causal attention in the forward, in every \
          recomputation and in the backward (`8 P_d T + 9 L (N H) T^2` where each layer is recomputed once).\n\n{}",
         rows_to_markdown(&heads, &rows)?

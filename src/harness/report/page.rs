@@ -225,7 +225,7 @@ fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
             let peak = point.run.as_ref().filter(|_| !point.is_refused_by_prediction());
             let peak = peak.and_then(|run| run.peak_allocated);
             let rate = point.run.as_ref().and_then(|run| run.tokens_per_second());
-            let is_largest = ceiling.largest == Some(*value);
+            let is_largest = ceiling.largest == Some(*value) && point.finished().is_some();
             let value = whole(*value);
             let mut row = if grouped { vec![text(&ceiling.name)] } else { Vec::new() };
             row.extend([

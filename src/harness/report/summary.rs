@@ -113,6 +113,11 @@ impl Point {
         matches!(self.status(), "planned" | "running")
     }
 
+    /// Whether its end says something of its settings: it finished, ran out of memory or diverged.
+    pub fn has_result(&self) -> bool {
+        matches!(self.status(), "finished" | "out_of_memory" | "diverged")
+    }
+
     /// Whether memory ran out by the arithmetic alone, before anything was allocated.
     pub fn is_refused_by_prediction(&self) -> bool {
         let detail = self.run.as_ref().and_then(|run| run.status_detail.as_deref());
