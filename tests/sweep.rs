@@ -467,9 +467,12 @@ fn every_experiment_of_the_repository_has_a_plan() {
     assert_eq!(
         plans,
         [
+            "context_ceiling: 2",
             "learning_rate: 18",
+            "memory_ladder: 8",
             "plain_context_ceiling: 1",
             "rope_variants: 15",
+            "streamed_context_ceiling: 2",
             "tiny_context_ceiling: 1",
             "tiny_learning_rate: 10",
             "tiny_rope_variants: 14"
