@@ -113,6 +113,7 @@ fn swaps() -> Vec<Swap> {
         Swap { with: LAYERED, ..swap("train.activation_offloading", "true") },
         Swap { with: LAYERED, ..swap("train.attention_offloading", "true") },
         Swap { with: LAYERED, ..swap("train.checkpoint_every_layers", "2") },
+        Swap { with: LAYERED, ..swap("train.recompute", "mlp") },
         Swap { with: LAYERED, ..swap("train.optimizer_in_backward", "false") },
         Swap { with: LAYERED, ..swap("train.weight_streaming", "true") },
         Swap { with: HALF, ..swap("train.stochastic_rounding", "true") },

@@ -10,7 +10,9 @@ use fathom_engine::train::layered::gradients::Held;
 use fathom_engine::train::optimizer::Optimizer;
 use fathom_engine::train::step::{Plan, Stream, forward_backward};
 use fathom_spec::config::written::Written;
-use fathom_spec::config::{self, Attention, Dtype, GradClipping, ModelConfig, RunConfig};
+use fathom_spec::config::{
+    self, Attention, Dtype, GradClipping, ModelConfig, Recompute, RunConfig,
+};
 use fathom_spec::plan::Settings;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -22,6 +24,7 @@ const SETTINGS: Settings = Settings {
     activation_offloading: false,
     attention_offloading: false,
     checkpoint_every_layers: 1,
+    recompute: Recompute::Layer,
     optimizer_in_backward: false,
     step_elements: 1 << 26,
     weight_streaming: false,
@@ -310,8 +313,14 @@ fn gradients_equal_the_plain_path() {
             let plan = Plan { loss_tile_tokens: 2048, activation_checkpointing: false };
             let expected_nll = forward_backward(&plain, &stream(lengths, Device::Cpu), 0.25, plan);
             let expected_nll = expected_nll.double_value(&[]);
-            for groups in [1, 2, shape.key_value_heads] {
-                let settings = Settings { attention_head_groups: groups, ..SETTINGS };
+            for (groups, recompute) in [
+                (1, Recompute::Layer),
+                (2, Recompute::Layer),
+                (shape.key_value_heads, Recompute::Layer),
+                (1, Recompute::Norms),
+                (2, Recompute::Mlp),
+            ] {
+                let settings = Settings { attention_head_groups: groups, recompute, ..SETTINGS };
                 let (nll, found, kernels) = layered(&half, Attention::Sdpa, lengths, settings);
                 assert_eq!(
                     kernels,
@@ -343,12 +352,18 @@ fn copies_beside_the_arithmetic_give_the_same_bits() {
     let resident = model(shape, cuda(), Dtype::Bfloat16, attention);
     let mut streamed = model(shape, Device::Cpu, Dtype::Bfloat16, attention);
     streamed.stream_to(cuda());
-    let kept = Settings { attention_head_groups: 2, ..SETTINGS };
-    let (expected_nll, expected, _) = layered(&resident, attention, &[1500], kept);
-    let inputs = Settings { activation_offloading: true, ..kept };
+    let kept_again = Settings { attention_head_groups: 2, ..SETTINGS };
+    let (expected_nll, expected, _) = layered(&resident, attention, &[1500], kept_again);
+    let inputs = Settings { activation_offloading: true, ..kept_again };
     let everything = Settings { attention_offloading: true, checkpoint_every_layers: 3, ..inputs };
-    let weights = Settings { weight_streaming: true, ..kept };
+    let weights = Settings { weight_streaming: true, ..kept_again };
+    let kept = |recompute: Recompute| Settings { recompute, ..inputs };
+    let on_device = Settings { recompute: Recompute::Norms, ..kept_again };
     let cases = [
+        (&resident, kept(Recompute::Projections)),
+        (&resident, kept(Recompute::Mlp)),
+        (&resident, on_device),
+        (&streamed, Settings { weight_streaming: true, ..kept(Recompute::Mlp) }),
         (&resident, inputs),
         (&resident, Settings { attention_offloading: true, ..inputs }),
         (&resident, Settings { checkpoint_every_layers: 2, ..inputs }),

@@ -10,7 +10,9 @@ use fathom_engine::train::layered::gradients::Held;
 use fathom_engine::train::optimizer::Optimizer;
 use fathom_engine::train::step::{Plan, Stream, forward_backward};
 use fathom_spec::config::written::Written;
-use fathom_spec::config::{Attention, Dtype, GradClipping, ModelConfig, RunConfig, TrainSection};
+use fathom_spec::config::{
+    Attention, Dtype, GradClipping, ModelConfig, Recompute, RunConfig, TrainSection,
+};
 use fathom_spec::plan::Settings;
 use fathom_spec::record::{EventKind, RunPaths};
 use tch::{Device, Kind, Tensor};
@@ -35,6 +37,7 @@ const WHOLE: Settings = Settings {
     activation_offloading: false,
     attention_offloading: false,
     checkpoint_every_layers: 1,
+    recompute: Recompute::Layer,
     optimizer_in_backward: false,
     step_elements: 1 << 26,
     weight_streaming: false,
@@ -275,6 +278,26 @@ fn streaming_gives_the_same_bits() {
             let resident = Settings { checkpoint_every_layers: every, ..UNEVEN };
             let streamed = Settings { weight_streaming: true, ..resident };
             check_same_bits(shape, &[13, 1, 20, 3], resident, streamed);
+        }
+    }
+}
+
+/// What was kept since the forward is what would be made again.
+#[test]
+fn every_extent_of_recompute_gives_the_same_bits() {
+    for attention_head_groups in [1, 2, 3] {
+        for row_tile_tokens in [6, 8192] {
+            let again = Settings { attention_head_groups, row_tile_tokens, ..UNEVEN };
+            for recompute in Recompute::ALL {
+                let kept = Settings { recompute, ..again };
+                check_same_bits(SHAPE, &[13, 1, 20, 3], again, kept);
+                if !recompute.keeps_mlp() {
+                    let offloaded = Settings { activation_offloading: true, ..kept };
+                    check_same_bits(SHAPE, &[13, 1, 20, 3], again, offloaded);
+                    let streamed = Settings { weight_streaming: true, ..offloaded };
+                    check_same_bits(SHAPE, &[13, 1, 20, 3], again, streamed);
+                }
+            }
         }
     }
 }
@@ -625,10 +648,14 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
 #[test]
 fn choices_phases_and_kernels_are_recorded() {
     let dir = tempfile::tempdir().unwrap();
-    let outcome = worker::run(dir.path(), "run", &worker::config(dir.path(), &LAYERED));
+    let mut settings = LAYERED.to_vec();
+    settings.push(("train.recompute", "layer"));
+    let outcome = worker::run(dir.path(), "run", &worker::config(dir.path(), &settings));
     outcome.assert_finished();
     let facts = outcome.facts();
     for (key, value) in [
+        ("train.recompute", serde_json::json!("layer")),
+        ("train.kernels", "LibTorch's: the device is not CUDA".into()),
         ("train.engine", serde_json::json!("layered")),
         ("train.attention_head_groups", 1.into()),
         ("train.mlp_tile_tokens", 20.into()),

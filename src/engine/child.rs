@@ -397,6 +397,7 @@ fn written_settings(config: &RunConfig) -> Vec<(&'static str, Value)> {
         ("train.activation_offloading", train.activation_offloading.into()),
         ("train.attention_offloading", train.attention_offloading.into()),
         ("train.checkpoint_every_layers", train.checkpoint_every_layers.into()),
+        ("train.recompute", train.recompute.map(|recompute| recompute.name()).into()),
         ("train.optimizer_in_backward", train.optimizer_in_backward.into()),
         ("train.weight_streaming", train.weight_streaming.into()),
         ("train.stochastic_rounding", train.stochastic_rounding.into()),

@@ -41,6 +41,52 @@ impl GradClipping {
     }
 }
 
+/// What of a layer's forward is done again in its backward; what is not was kept since the forward, beside the layer's input.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// All of it.
+    #[default]
+    Layer,
+    /// All but the attention: the heads' outputs are kept, as large as the input.
+    Projections,
+    /// The MLP: queries, keys and values are kept too, three times as large where no heads are shared.
+    Mlp,
+    /// Norms and the output projection: the MLP's two projections are kept too, on the device alone.
+    Norms,
+}
+
+impl Recompute {
+    pub const ALL: [Recompute; 4] =
+        [Recompute::Layer, Recompute::Projections, Recompute::Mlp, Recompute::Norms];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Recompute::Layer => "layer",
+            Recompute::Projections => "projections",
+            Recompute::Mlp => "mlp",
+            Recompute::Norms => "norms",
+        }
+    }
+
+    /// Whether the heads' outputs are kept.
+    pub fn keeps_outputs(self) -> bool {
+        self >= Recompute::Projections
+    }
+
+    /// Whether queries, keys and values are kept.
+    pub fn keeps_heads(self) -> bool {
+        self >= Recompute::Mlp
+    }
+
+    /// Whether the MLP's gate and up projections are kept.
+    pub fn keeps_mlp(self) -> bool {
+        self >= Recompute::Norms
+    }
+}
+
 impl Engine {
     pub fn name(self) -> &'static str {
         match self {
@@ -110,6 +156,7 @@ impl RunConfig {
             ("train.attention_offloading", train.attention_offloading == Some(true)),
             ("train.optimizer_in_backward", train.optimizer_in_backward == Some(true)),
             ("train.weight_streaming", train.weight_streaming == Some(true)),
+            ("train.recompute", train.recompute.is_some()),
             ("train.grad_clipping", train.grad_clipping() != GradClipping::Global),
         ];
         let sizes = sizes.iter().map(|(key, size)| (*key, size.is_some()));
@@ -133,6 +180,28 @@ impl RunConfig {
             return Err(("train.optimizer_in_backward", message.into()));
         }
         let clips = train.max_grad_norm.is_some();
+        let twice = clips && train.grad_clipping() == GradClipping::GlobalTwoPass;
+        if let Some(recompute) = train.recompute.filter(|recompute| recompute.keeps_outputs()) {
+            let thinned = train.checkpoint_every_layers.is_some_and(|every| every > 1);
+            let found = match () {
+                () if thinned => "`train.checkpoint_every_layers` above 1",
+                () if twice => "`train.grad_clipping: global_two_pass`",
+                () if train.attention_offloading == Some(true) => {
+                    "`train.attention_offloading: true`"
+                }
+                () if recompute.keeps_mlp() && train.activation_offloading == Some(true) => {
+                    "`train.activation_offloading: true`"
+                }
+                () => "",
+            };
+            if !found.is_empty() {
+                let message = format!(
+                    "expected `layer` (or another setting than the one found), found `{}` with {found}",
+                    recompute.name()
+                );
+                return Err(("train.recompute", message));
+            }
+        }
         match train.grad_clipping() {
             GradClipping::Global if clips && in_backward => Err((
                 "train.optimizer_in_backward",

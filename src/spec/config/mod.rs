@@ -13,7 +13,7 @@ pub mod written;
 
 pub use data::{Bound, Continuation, DataSection, DocumentRange, Packing, RANDOM_CORPUS, SampleBy};
 pub use de::{from_written, nearest};
-pub use layered::{Engine, GradClipping};
+pub use layered::{Engine, GradClipping, Recompute};
 pub use model::ModelConfig;
 pub use rope::{RopeParameters, RopeType};
 
@@ -159,6 +159,9 @@ pub struct TrainSection {
     /// `layered`: keep the input of every so many layers, and recompute those between.
     #[serde(default)]
     pub checkpoint_every_layers: Option<usize>,
+    /// `layered`: what of a layer's forward is done again in its backward.
+    #[serde(default)]
+    pub recompute: Option<Recompute>,
     /// `layered`: step each weight inside the backward, and drop its gradient at once.
     #[serde(default)]
     pub optimizer_in_backward: Option<bool>,

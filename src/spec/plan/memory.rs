@@ -141,7 +141,17 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
     let kept = kept_inputs(s, settings);
     let on_device = if settings.activation_offloading { 0 } else { kept * s.hidden() };
     let workspaces = if cuda { WORKSPACES } else { 0 };
-    let base = weights + optimizer + cast_layer + angles + ids + on_device + workspaces;
+    let log_sum_exps =
+        if settings.recompute.keeps_outputs() { s.layers * log_sum_exp(s) } else { 0 };
+    let base = weights
+        + optimizer
+        + cast_layer
+        + angles
+        + ids
+        + on_device
+        + log_sum_exps
+        + kept_on_device(s, settings)
+        + workspaces;
     // Gradients that are held are all there when the first layer's are made; a second pass begins at the last output again.
     let twice = config.train.max_grad_norm.is_some()
         && settings.grad_clipping == GradClipping::GlobalTwoPass;
@@ -156,7 +166,10 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
     ];
     let phases = phases.map(|(phase, bytes)| (phase, Bytes(base + bytes))).to_vec();
 
-    let inputs = if settings.activation_offloading { kept * host_tiles(s, settings) } else { 0 };
+    let inputs = match settings.activation_offloading {
+        true => kept * host_tiles(s, settings) + s.layers * kept_on_host(s, settings),
+        false => 0,
+    };
     let outputs = if settings.attention_offloading { host_outputs(s, settings) } else { 0 };
     let on_host =
         if streamed { pinned_weights(s) + state.all - state.device_if_streamed } else { 0 };
@@ -181,6 +194,48 @@ fn kept_inputs(s: &Sizes, settings: &Settings) -> u64 {
 fn host_tiles(s: &Sizes, settings: &Settings) -> u64 {
     let tile = settings.row_tile_tokens as u64;
     s.tokens.div_ceil(tile) * (tile * s.d * s.e).next_power_of_two()
+}
+
+/// What a layer keeps beside its input, in numbers a position: each kind apart.
+fn kept_widths(s: &Sizes, settings: &Settings) -> [u64; 3] {
+    let of = |kept: bool, width: u64| if kept { width } else { 0 };
+    let recompute = settings.recompute;
+    [
+        of(recompute.keeps_outputs(), s.queries),
+        of(recompute.keeps_heads(), s.queries + 2 * s.keys),
+        of(recompute.keeps_mlp(), 2 * s.f),
+    ]
+}
+
+/// That of all layers, where it stays on the device.
+fn kept_on_device(s: &Sizes, settings: &Settings) -> u64 {
+    match settings.activation_offloading {
+        true => 0,
+        false => s.layers * s.tokens * kept_widths(s, settings).iter().sum::<u64>() * s.e,
+    }
+}
+
+/// That of one layer in page-locked tiles, a kind and a group at a time.
+fn kept_on_host(s: &Sizes, settings: &Settings) -> u64 {
+    let groups = settings.attention_head_groups as u64;
+    let tiles = |width: u64| {
+        let row = width / groups * s.e;
+        let rows = (super::ROW_TILE_BYTES / row.max(1)).clamp(1, s.tokens);
+        groups * s.tokens.div_ceil(rows) * (rows * row).next_power_of_two()
+    };
+    let [outputs, heads, _] = kept_widths(s, settings);
+    [outputs, heads].into_iter().filter(|width| *width > 0).map(tiles).sum()
+}
+
+/// The buffers that it comes back to.
+fn kept_buffers(s: &Sizes, settings: &Settings) -> [u64; 2] {
+    match settings.activation_offloading {
+        true => {
+            let [outputs, heads, _] = kept_widths(s, settings);
+            [s.tokens * outputs * s.e, s.tokens * heads * s.e]
+        }
+        false => [0, 0],
+    }
 }
 
 /// Bytes of one layer's outputs of the heads in page-locked tiles, group by group.
@@ -250,7 +305,8 @@ fn forward(s: &Sizes, settings: &Settings) -> u64 {
         + s.tokens * (queries + 2 * keys) * s.e
         + projection(s, settings);
     let tile = (settings.mlp_tile_tokens as u64).min(s.tokens);
-    let mlp = tile * (s.d + 2 * s.f + side_by_side(s, settings)) * s.e;
+    let mlp =
+        tile * (s.d + 2 * s.f + side_by_side(s, settings)) * s.e + kept_buffers(s, settings)[1];
     s.hidden() + s.tokens * s.queries * s.e + attention.max(mlp)
 }
 
@@ -275,6 +331,7 @@ fn loss(s: &Sizes, settings: &Settings) -> u64 {
     let exact = if s.fused { 0 } else { FLOAT };
     head_on_device(s, settings)
         + (1 + u64::from(settings.activation_offloading)) * s.hidden()
+        + kept_buffers(s, settings).iter().sum::<u64>()
         + s.v * s.d * FLOAT
         + tile * (s.v * (s.e + exact) + 3 * s.d * s.e)
 }
@@ -305,9 +362,11 @@ fn mlp_backward(s: &Sizes, settings: &Settings) -> u64 {
     let tile = (settings.mlp_tile_tokens as u64).min(s.tokens);
     let norm = if s.fused { 0 } else { NORM_POSITIONS.min(tile) * s.d * 5 * FLOAT };
     let wide = if s.fused { 3 } else { 5 };
+    let [_, heads] = kept_buffers(s, settings);
     tied(s)
         + brought(s, settings)
         + s.hidden()
+        + heads
         + outputs_of_tiles(s, settings)
         + log_sum_exp(s)
         + 3 * s.d * s.f * FLOAT
@@ -327,7 +386,11 @@ fn attention_backward(s: &Sizes, settings: &Settings) -> u64 {
     let expanded = if queries > keys { 2 * queries } else { 0 };
     let kernel = queries * FLOAT + expanded * s.e;
     let at_the_kernel = s.tokens * ((queries + 2 * (queries + 2 * keys)) * s.e + kernel);
+    let [_, heads] = kept_buffers(s, settings);
+    // Those of the other groups, which wait.
+    let waiting = heads.saturating_sub(s.tokens * (queries + 2 * keys) * s.e);
     let at_the_projection = s.tokens * (queries + 2 * keys) * s.e
+        + heads.min(s.tokens * (queries + 2 * keys) * s.e)
         + s.d * (queries + 2 * keys) * FLOAT
         + projection(s, settings);
     let sums = (2 * s.queries + 2 * s.keys) * s.d * FLOAT;
@@ -336,6 +399,7 @@ fn attention_backward(s: &Sizes, settings: &Settings) -> u64 {
         + 2 * s.hidden()
         + s.tokens * outputs * s.e
         + projection_weights(s, settings)
+        + waiting
         + at_the_kernel.max(at_the_projection)
         + log_sum_exp(s)
         + sums
@@ -371,6 +435,7 @@ fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
     let mlp = tied(s)
         + brought(s, settings)
         + s.hidden()
+        + kept_buffers(s, settings)[1]
         + outputs
         + log_sum_exp(s)
         + 3 * s.d * s.f * FLOAT

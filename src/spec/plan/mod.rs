@@ -10,7 +10,7 @@
 pub mod memory;
 pub mod time;
 
-use crate::config::{Dtype, Engine, GradClipping, ModelConfig, RunConfig};
+use crate::config::{Dtype, Engine, GradClipping, ModelConfig, Recompute, RunConfig};
 use crate::units::Bytes;
 pub use memory::{Memory, Phase};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,7 @@ pub struct Settings {
     /// The heads' outputs of the layer that is worked are in host memory too.
     pub attention_offloading: bool,
     pub checkpoint_every_layers: usize,
+    pub recompute: Recompute,
     pub optimizer_in_backward: bool,
     /// Elements of a weight that are stepped at one time.
     pub step_elements: usize,
@@ -191,13 +192,30 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
         Some(every) => vec![every],
         None => vec![1, 2, 4],
     };
+    let twice =
+        train.max_grad_norm.is_some() && train.grad_clipping() == GradClipping::GlobalTwoPass;
+    let recomputes = |every: usize, offload: bool| match train.recompute {
+        // Refused beside these where they are written.
+        Some(recompute) if recompute.keeps_outputs() && every > 1 => vec![],
+        Some(recompute) if recompute.keeps_mlp() && offload => vec![],
+        Some(recompute) => vec![recompute],
+        None if every > 1 || twice => vec![Recompute::Layer],
+        None if offload => Recompute::ALL[..3].to_vec(),
+        None => Recompute::ALL.to_vec(),
+    };
     let mut all = Vec::new();
     for weight_streaming in choices(train.weight_streaming, stream) {
         for &checkpoint_every_layers in &every {
             for activation_offloading in choices(train.activation_offloading, offload) {
                 for attention_offloading in choices(train.attention_offloading, offload) {
-                    for &mlp_tile_tokens in &tiles {
-                        for &attention_head_groups in &groups {
+                    for recompute in recomputes(checkpoint_every_layers, activation_offloading) {
+                        // Outputs that are kept are where inputs are.
+                        if recompute.keeps_outputs() && attention_offloading {
+                            continue;
+                        }
+                        for (&mlp_tile_tokens, &attention_head_groups) in
+                            tiles.iter().flat_map(|tile| groups.iter().map(move |g| (tile, g)))
+                        {
                             all.push(Settings {
                                 attention_head_groups,
                                 mlp_tile_tokens: mlp_tile_tokens.min(tokens),
@@ -206,6 +224,7 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
                                 activation_offloading,
                                 attention_offloading,
                                 checkpoint_every_layers,
+                                recompute,
                                 optimizer_in_backward: in_backward,
                                 step_elements: STEP_ELEMENTS[usize::from(weight_streaming)],
                                 weight_streaming,

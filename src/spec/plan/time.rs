@@ -22,7 +22,7 @@ pub struct Work {
     pub optimizer_bytes: f64,
     /// Weights that cross the link to the host and back.
     pub streamed_bytes: f64,
-    /// Layer inputs that go to the host, once.
+    /// Layer inputs, and what else is kept, that goes to the host, once.
     pub offloaded_bytes: f64,
 }
 
@@ -96,6 +96,7 @@ pub fn work(
     let dense = parameters - embedding;
     let layers_dense = dense - v * d;
     let layers = model.num_hidden_layers as f64;
+    let key_value_width = (model.num_key_value_heads() * model.head_dim()) as f64;
     let width = (model.num_attention_heads * model.head_dim()) as f64;
 
     // Pairs of a query and a key it sees, over those of the full square.
@@ -118,14 +119,26 @@ pub fn work(
     let dense_flops = tokens * (times * layers_dense + head * v * d);
     // Of the full square: 4 forward, 10 backward.
     let attention_flops = square * seen * (4.0 + passes * (4.0 * recomputes + 10.0));
-    let adafactor = matches!(
-        train.optimizer.kind,
-        OptimizerType::Adafactor | OptimizerType::AdafactorSum
-    );
+    // What was kept is not done again. Queries, keys and values are made once more for their own backward.
+    let keeps = settings.map(|settings| settings.recompute).unwrap_or_default();
+    let of = |kept: bool, flops: f64| if kept { flops } else { 0.0 };
+    let heads = 2.0 * layers * d * (width + 2.0 * key_value_width);
+    let mlp = 2.0 * layers * 2.0 * d * model.intermediate_size as f64;
+    let dense_flops = dense_flops
+        - tokens
+            * (of(keeps.keeps_outputs(), heads)
+                + of(keeps.keeps_heads(), heads)
+                + of(keeps.keeps_mlp(), mlp));
+    let attention_flops = attention_flops - of(keeps.keeps_outputs(), 4.0 * square * seen);
+    let adafactor =
+        matches!(train.optimizer.kind, OptimizerType::Adafactor | OptimizerType::AdafactorSum);
     let fused = cuda && adafactor && config.model.dtype == Dtype::Bfloat16 && settings.is_some();
     let offloaded = settings.filter(|settings| settings.activation_offloading).map_or(0.0, |s| {
-        (layers / s.checkpoint_every_layers as f64).ceil() * tokens * d
-            * super::bytes_of(config.model.dtype) as f64
+        let inputs = (layers / s.checkpoint_every_layers as f64).ceil() * d;
+        let outputs = of(s.recompute.keeps_outputs(), layers * width);
+        let heads = of(s.recompute.keeps_heads(), layers * (width + 2.0 * key_value_width));
+        let bytes = super::bytes_of(config.model.dtype) as f64;
+        (inputs + outputs + heads) * tokens * bytes
     });
     let streamed = settings.is_some_and(|settings| settings.weight_streaming);
     let weight_bytes = parameters * super::bytes_of(train.weights_dtype) as f64;

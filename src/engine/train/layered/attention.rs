@@ -2,7 +2,7 @@
 //!
 //! `T` position, `D` hidden, `N` query heads, `K` key-value heads, `H` head dim; `n` and `k` are a group's share of `N` and `K`.
 
-use super::inputs::{Arrived, tiles_of};
+use super::kept::{Arrived, tiles_of};
 use super::kernel::{Kernel, Saved};
 use super::norm::add_rms_norm_backward;
 use super::outputs::Outputs;
@@ -30,6 +30,15 @@ pub struct HeadGroup {
     pub queries_per_key: i64,
 }
 
+/// What the backward does not need any more.
+#[derive(Debug, Clone, Copy)]
+pub enum Done {
+    /// Outputs, queries, keys and values of a group.
+    Group(usize),
+    /// Rows of the layer's input: the first, and how many.
+    Rows(i64, i64),
+}
+
 /// The gradients of the attention's weights, float32 (float64 for float64).
 pub struct AttentionGradients {
     pub input_layernorm: Tensor, // [D]
@@ -40,7 +49,7 @@ pub struct AttentionGradients {
 }
 
 /// The queries, keys and values of a group, the heads of a position side by side.
-struct Heads {
+pub struct Heads {
     all: Tensor, // [T, n + 2 k, H]
     group: HeadGroup,
 }
@@ -95,6 +104,17 @@ impl HeadGroup {
 }
 
 impl Heads {
+    /// Those of `group`, as [`Heads::side_by_side`] gave them.
+    fn from_rows(rows: &Tensor, group: HeadGroup, head_dim: i64) -> Heads {
+        let (t, _) = rows.size2().expect("rows are [T, (n + 2 k) H]");
+        Heads { all: rows.view([t, -1, head_dim]), group }
+    }
+
+    /// All of them: `[T, (n + 2 k) H]`, the same memory.
+    pub fn side_by_side(&self) -> Tensor {
+        self.all.flatten(1, 2)
+    }
+
     fn queries(&self) -> Tensor {
         self.all.narrow(1, 0, self.group.num_heads()) // [T, n, H]
     }
@@ -112,23 +132,32 @@ impl Heads {
 /// The heads' outputs for the layer's input `x`, before the output projection, group by group into `outputs`; returns what the
 /// backward needs of each group.
 ///
-/// The forward, and the recompute of the backward: there is no other.
+/// The forward, and the recompute of the backward: there is no other. `keep` is given each group's queries, keys and values
+/// when they have served.
 ///
 /// # Shapes
 ///
 /// - `x`: `[T, D]`, the dtype of the layer's weights
 /// - `outputs` takes `[T, n H]` of each group
-pub fn forward(x: &Arrived, layer: &Block, shared: &Shared, outputs: &mut Outputs) -> Vec<Saved> {
+pub fn forward(
+    x: &Arrived,
+    layer: &Block,
+    shared: &Shared,
+    outputs: &mut Outputs,
+    mut keep: impl FnMut(usize, Heads),
+) -> Vec<Saved> {
     let (t, _) = x.size2();
-    let of_group = |group: &HeadGroup| {
+    let of_group = |(index, group): (usize, &HeadGroup)| {
         let qkv_proj = group.qkv_proj(layer, shared.stream.head_dim);
         let heads = project(x, layer, &qkv_proj, *group, shared);
         let (q, k, v) = (heads.queries(), heads.keys(), heads.values());
         let (o, saved) = shared.kernel.forward(&q, &k, &v, shared.stream.lengths);
         outputs.push(o.reshape([t, -1]));
+        drop((q, k, v));
+        keep(index, heads);
         saved
     };
-    shared.groups.iter().map(of_group).collect()
+    shared.groups.iter().enumerate().map(of_group).collect()
 }
 
 /// A group's queries, keys and values: norm, projection and rotation, tile by tile.
@@ -169,20 +198,22 @@ fn angles(shared: &Shared, from: i64, count: i64) -> (Tensor, Tensor) {
 /// Backward, in reverse, group by group: `do = dh W_o`, `dW_o`; attention; the rotation the other way; `dn += .. W_qkv`,
 /// `dW_qkv`; and when all groups are in: `dx = dh + norm'(dn)`.
 ///
-/// `done` is told which rows of `x` are not needed any more.
+/// `kept_heads` are those of the groups, if the forward kept them. `done` is told what is not needed any more.
 ///
 /// # Shapes
 ///
 /// - `x`: `[T, D]`, the layer's input; `outputs` and `saved`: of [`forward`]
 /// - `g`: `[T, D]`, the gradient of `h`; it becomes that of `x`
+#[expect(clippy::too_many_arguments, reason = "the tensors of one formula")]
 pub fn backward(
     x: &Arrived,
     outputs: &mut Outputs,
     saved: Vec<Saved>,
+    kept_heads: &[Arrived],
     g: &Tensor,
     layer: &Block,
     shared: &Shared,
-    mut done: impl FnMut(i64, i64),
+    mut done: impl FnMut(Done),
 ) -> AttentionGradients {
     let (t, _) = x.size2();
     let head_dim = shared.stream.head_dim;
@@ -208,7 +239,10 @@ pub fn backward(
         }
 
         // o = attention(q, k, v)
-        let heads = project(x, layer, &qkv_proj, *group, shared);
+        let heads = match kept_heads.get(index) {
+            Some(kept) => Heads::from_rows(&kept.all(), *group, head_dim),
+            None => project(x, layer, &qkv_proj, *group, shared),
+        };
         let by_head = |x: &Tensor| x.view([t, group.num_heads(), head_dim]);
         let d_heads = shared.kernel.backward(
             &by_head(&d_o),
@@ -220,6 +254,7 @@ pub fn backward(
             shared.stream.lengths,
         );
         drop((o, d_o, heads, saved));
+        done(Done::Group(index));
 
         // q, k, v = n W_qkv, with q and k rotated
         let d_qkv_proj = unset(&qkv_proj.size(), g);
@@ -243,7 +278,7 @@ pub fn backward(
             &layer.input_layernorm,
             shared.stream.rms_norm_eps,
         );
-        done(from, count);
+        done(Done::Rows(from, count));
     }
     gradients
 }

@@ -2,7 +2,7 @@
 //!
 //! `T` position, `D` hidden, `V` vocabulary.
 
-use super::inputs::tiles_of;
+use super::kept::tiles_of;
 use super::norm::add_rms_norm_backward;
 use super::products::{add_product, unset, zeros};
 use crate::kernels;

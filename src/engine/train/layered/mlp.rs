@@ -2,7 +2,7 @@
 //!
 //! `T` position, `D` hidden, `N` query heads, `H` head dim, `F` intermediate.
 
-use super::inputs::tiles_of;
+use super::kept::tiles_of;
 use super::norm::add_rms_norm_backward;
 use super::outputs::Outputs;
 use super::products::{add_matmul, add_product, unset, zeros};
@@ -18,19 +18,55 @@ pub struct MlpGradients {
     pub down_proj: Tensor,                // [D, F]
 }
 
+/// What the MLP multiplies, before the activation.
+pub struct Projections {
+    pub gate: Tensor, // [T, F]
+    pub up: Tensor,   // [T, F]
+}
+
+impl Projections {
+    /// Room for those of the positions of `x`, `[T, D]`.
+    pub fn empty(x: &Tensor, layer: &Block) -> Projections {
+        let (t, _) = x.size2().expect("x is [T, D]");
+        let room = |weight: &Tensor| Tensor::empty([t, weight.size()[0]], (x.kind(), x.device()));
+        Projections { gate: room(&layer.gate_proj), up: room(&layer.up_proj) }
+    }
+
+    /// Those of some positions, the same memory.
+    fn rows(&self, from: i64, count: i64) -> Projections {
+        let rows = |x: &Tensor| x.narrow(0, from, count);
+        Projections { gate: rows(&self.gate), up: rows(&self.up) }
+    }
+}
+
 /// The layer's output in place of its input: `h = x + o W_o`, `x = h + mlp(norm(h))`.
 ///
 /// # Shapes
 ///
 /// - `x`: `[T, D]`; it becomes the layer's output
 /// - `outputs`: the heads', `[T, N H]` in all
-pub fn forward(x: &Tensor, outputs: &mut Outputs, layer: &Block, eps: f64, tile_tokens: i64) {
+/// - `keep`: takes the two projections, if they are to be kept
+pub fn forward(
+    x: &Tensor,
+    outputs: &mut Outputs,
+    layer: &Block,
+    eps: f64,
+    tile_tokens: i64,
+    keep: Option<&Projections>,
+) {
     for (from, count) in tiles_of(x, tile_tokens) {
         let (x, o) = (x.narrow(0, from, count), outputs.rows(from, count));
         add_matmul(&x, &o, &layer.o_proj.transpose(0, 1)); // x is h now
         let n = rms_norm(&x, &layer.post_attention_layernorm, eps);
-        let (gate, up) = (linear(&n, &layer.gate_proj), linear(&n, &layer.up_proj));
-        let gated = swiglu(gate, &up);
+        let gated = match keep {
+            Some(kept) => {
+                let Projections { gate, up } = kept.rows(from, count);
+                let _ = n.matmul_out(&gate, &layer.gate_proj.transpose(0, 1));
+                let _ = n.matmul_out(&up, &layer.up_proj.transpose(0, 1));
+                swiglu(gate.copy(), &up)
+            }
+            None => swiglu(linear(&n, &layer.gate_proj), &linear(&n, &layer.up_proj)),
+        };
         add_matmul(&x, &gated, &layer.down_proj.transpose(0, 1));
     }
 }
@@ -45,6 +81,7 @@ pub fn forward(x: &Tensor, outputs: &mut Outputs, layer: &Block, eps: f64, tile_
 ///
 /// - `x`: `[T, D]`, the layer's input; `outputs`: the heads', `[T, N H]` in all
 /// - `g`: `[T, D]`, the gradient of the layer's output; it becomes that of `h`
+/// - `kept`: the projections, if the forward kept them; what they hold afterwards means nothing
 pub fn backward(
     x: &Tensor,
     outputs: &mut Outputs,
@@ -52,6 +89,7 @@ pub fn backward(
     layer: &Block,
     eps: f64,
     tile_tokens: i64,
+    kept: Option<Projections>,
 ) -> MlpGradients {
     let gradients = MlpGradients {
         post_attention_layernorm: zeros(&layer.post_attention_layernorm.size(), g),
@@ -64,8 +102,12 @@ pub fn backward(
         let (h, g) = (x.narrow(0, from, count).copy(), g.narrow(0, from, count));
         add_matmul(&h, &outputs.rows(from, count), &layer.o_proj.transpose(0, 1));
         let n = rms_norm(&h, &layer.post_attention_layernorm, eps);
-        let gate = linear(&n, &layer.gate_proj); // [t, F]
-        let up = linear(&n, &layer.up_proj); // [t, F]
+        let Projections { gate, up } = match &kept {
+            Some(kept) => kept.rows(from, count),
+            None => {
+                Projections { gate: linear(&n, &layer.gate_proj), up: linear(&n, &layer.up_proj) }
+            }
+        };
 
         // y = h + (a b) W_down, with a = silu(n W_gate), b = n W_up
         let d_gated = g.matmul(&layer.down_proj); // [t, F]

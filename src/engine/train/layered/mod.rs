@@ -11,9 +11,10 @@
 //!
 //! `T` position, `D` hidden, `V` vocabulary, `L` layers.
 
+pub mod activations;
 pub mod attention;
 pub mod gradients;
-pub mod inputs;
+pub mod kept;
 pub mod kernel;
 pub mod loss;
 pub mod mlp;
@@ -26,17 +27,18 @@ use super::step::Stream;
 use crate::model::block::{self, Block};
 use crate::model::{Model, at_least_float};
 use crate::torch::Event;
-use attention::{AttentionGradients, HeadGroup, Shared, head_groups};
-use fathom_spec::config::Attention;
+use activations::{Activations, OfLayer};
+use attention::{AttentionGradients, Done, HeadGroup, Shared, head_groups};
+use fathom_spec::config::{Attention, Recompute};
 use fathom_spec::plan::Settings;
 use gradients::{Gradient, Gradients};
-use inputs::{Arrived, Inputs, tiles_of};
+use kept::{Arrived, KeptRows, tiles_of};
 use kernel::{HeadShape, Kernel};
 use loss::{Head, Loss};
-use mlp::MlpGradients;
+use mlp::{MlpGradients, Projections};
 use outputs::{HostOutputs, Outputs};
 use serde_json::{Value, json};
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 use weights::{LayerWeights, Weights};
 
 /// A model with what its steps need, kept from step to step.
@@ -45,11 +47,12 @@ pub struct Layered<'a> {
     settings: Settings,
     /// Work only so many layers, to measure memory and speed.
     probe_layers: Option<usize>,
-    /// In a probe, device memory in place of the inputs of the layers that are not worked.
-    ballast: Option<Tensor>, // [layers, T, D]
+    /// In a probe, device memory in place of what the layers that are not worked would keep.
+    ballast: Option<Tensor>, // [bytes]
     kernel: Kernel,
     groups: Vec<HeadGroup>,
-    inputs: Inputs,
+    inputs: KeptRows,
+    activations: Activations,
     /// Where the heads' outputs of a layer wait for its backward, if not on the device.
     host_outputs: Option<HostOutputs>,
     weights: Weights<'a>,
@@ -91,8 +94,16 @@ impl<'a> Layered<'a> {
         let tile_tokens = settings.row_tile_tokens as i64;
         Layered {
             kernel,
+            activations: Activations::new(
+                settings.recompute,
+                &groups,
+                heads.head_dim,
+                settings.activation_offloading,
+                model.dtype.elt_size_in_bytes() as i64,
+                model.device,
+            ),
             groups,
-            inputs: Inputs::new(settings.activation_offloading, tile_tokens, model.device),
+            inputs: KeptRows::new(settings.activation_offloading, tile_tokens, model.device),
             host_outputs: settings.attention_offloading.then(|| {
                 let row = config.num_attention_heads * config.head_dim();
                 let tile_elements = tile_tokens * config.hidden_size as i64;
@@ -122,6 +133,7 @@ impl<'a> Layered<'a> {
             ("train.activation_offloading", json!(self.inputs.offloads())),
             ("train.attention_offloading", json!(self.host_outputs.is_some())),
             ("train.checkpoint_every_layers", json!(settings.checkpoint_every_layers)),
+            ("train.recompute", json!(self.activations.recompute())),
             ("train.weight_streaming", json!(self.weights.streams())),
             ("run.probe_layers", json!(self.probe_layers.map(|_| self.num_layers()))),
         ]
@@ -193,21 +205,29 @@ impl<'a> Layered<'a> {
         for layer in 0..layers {
             let checkpointed = layer % self.settings.checkpoint_every_layers == 0;
             let kept = checkpointed.then(|| self.inputs.keep(layer, &x.all()));
-            self.layer_forward(layer, (layer + 1).min(layers - 1), &x, kept, shared);
+            let keep = self.settings.recompute;
+            self.layer_forward(layer, (layer + 1).min(layers - 1), &x, kept, keep, shared);
         }
         let x = x.all();
-        self.ballast = self.inputs_not_kept(&x);
+        self.ballast = self.not_kept(&x);
         x
     }
 
-    /// What the inputs of the layers that a probe leaves out would take of the device.
-    fn inputs_not_kept(&self, x: &Tensor) -> Option<Tensor> {
+    /// What the layers that a probe leaves out would keep on the device.
+    fn not_kept(&self, x: &Tensor) -> Option<Tensor> {
         let every = self.settings.checkpoint_every_layers;
-        let kept = |layers: usize| layers.div_ceil(every) as i64;
-        let missing = kept(self.model.layers.len()) - kept(self.num_layers());
+        let (all, worked) = (self.model.layers.len(), self.num_layers());
+        let inputs = all.div_ceil(every) - worked.div_ceil(every);
+        let layers = (all - worked) as i64;
         let (t, d) = x.size2().expect("x is [T, D]");
-        (missing > 0 && !self.inputs.offloads())
-            .then(|| Tensor::empty([missing, t, d], (x.kind(), x.device())))
+        let on_device = match self.inputs.offloads() {
+            true => 0,
+            false => inputs as i64 * d + layers * self.activations.width(&self.model.config),
+        };
+        let bytes = t
+            * (on_device * x.kind().elt_size_in_bytes() as i64
+                + layers * self.activations.log_sum_exp_bytes(&self.model.config));
+        (bytes > 0).then(|| Tensor::empty([bytes], (Kind::Uint8, x.device())))
     }
 
     /// The layers that are worked.
@@ -216,26 +236,44 @@ impl<'a> Layered<'a> {
         self.probe_layers.map_or(all, |probe| probe.min(all))
     }
 
-    /// One layer in place: `x`, its input, becomes its output, once `kept` has happened.
+    /// One layer in place: `x`, its input, becomes its output, once `kept` has happened. What is not to be recomputed is kept
+    /// as `keep` says.
     fn layer_forward(
         &mut self,
         layer: usize,
         next: usize,
         x: &Arrived,
         kept: Option<Event>,
+        keep: Recompute,
         shared: &block::Stream,
     ) {
         let weights = self.weights.take(layer);
         self.weights.prefetch(next);
-        let of_layers = of_layers(shared, &self.kernel, &self.groups, &self.settings);
+        let Layered { kernel, groups, settings, activations, .. } = self;
+        let of_layers = of_layers(shared, kernel, groups, settings);
         // The forward has memory to spare.
         let mut outputs = Outputs::new(None);
-        attention::forward(x, &weights.used, &of_layers, &mut outputs);
+        let saved =
+            attention::forward(x, &weights.used, &of_layers, &mut outputs, |index, heads| {
+                if keep.keeps_heads() {
+                    activations.keep_heads(layer, index, heads);
+                }
+            });
+        if keep.keeps_outputs() {
+            activations.keep_outputs(layer, &outputs, saved);
+        }
         if let Some(kept) = kept {
             kept.wait();
         }
-        let tile = self.settings.mlp_tile_tokens as i64;
-        mlp::forward(&x.all(), &mut outputs, &weights.used, shared.rms_norm_eps, tile);
+        let x = x.all();
+        let tile = settings.mlp_tile_tokens as i64;
+        let projections = keep.keeps_mlp().then(|| Projections::empty(&x, &weights.used));
+        let eps = shared.rms_norm_eps;
+        mlp::forward(&x, &mut outputs, &weights.used, eps, tile, projections.as_ref());
+        if let Some(projections) = projections {
+            activations.keep_projections(layer, projections);
+        }
+        activations.settle();
     }
 
     /// The backward of the whole model from the last layer's output `x`; returns the sum of NLL.
@@ -247,7 +285,9 @@ impl<'a> Layered<'a> {
         watch: &mut Watch,
     ) -> Tensor {
         let every = self.settings.checkpoint_every_layers;
-        self.inputs.begin_backward(&x);
+        let (tokens, _) = x.size2().expect("x is [T, D]");
+        self.inputs.begin_backward(tokens);
+        self.activations.begin_backward(tokens);
         watch("loss");
         let g = x;
         let (nll, d_tied) = self.loss_backward(&g, pass, gradients, watch);
@@ -255,6 +295,7 @@ impl<'a> Layered<'a> {
             self.backward_from_checkpoint(first, &g, pass, gradients, watch);
         }
         self.inputs.end_backward();
+        self.activations.end_backward();
         self.ballast = None;
         self.embedding_backward(&g, d_tied, pass, gradients, watch);
         self.weights.finish();
@@ -340,7 +381,7 @@ impl<'a> Layered<'a> {
         let x = self.inputs.fetch_to_write(first);
         for layer in first..end - 1 {
             let kept = (layer > first).then(|| self.inputs.keep(layer, &x.all()));
-            self.layer_forward(layer, layer + 1, &x, kept, shared);
+            self.layer_forward(layer, layer + 1, &x, kept, Recompute::Layer, shared);
         }
         Arrived::here(x.all())
     }
@@ -359,26 +400,35 @@ impl<'a> Layered<'a> {
     ) {
         let LayerWeights { kept, used } = self.weights.take(layer);
         self.weights.prefetch(layer.saturating_sub(1));
-        let Layered { inputs, host_outputs, kernel, groups, settings, .. } = self;
+        let Layered { inputs, activations, host_outputs, kernel, groups, settings, .. } = self;
         let shared = of_layers(pass.shared, kernel, groups, settings);
 
-        watch("recompute");
-        let mut outputs = Outputs::new(host_outputs.as_mut());
-        let saved = attention::forward(x, &used, &shared, &mut outputs);
+        let (mut outputs, saved, heads, projections) = match activations.fetch(layer) {
+            Some(OfLayer { outputs, saved, heads, projections }) => {
+                (Outputs::kept(outputs), saved, heads, projections)
+            }
+            None => {
+                watch("recompute");
+                let mut outputs = Outputs::new(host_outputs.as_mut());
+                let saved = attention::forward(x, &used, &shared, &mut outputs, |_, _| {});
+                (outputs, saved, Vec::new(), None)
+            }
+        };
 
         watch("mlp_backward");
         let (eps, tile) = (pass.shared.rms_norm_eps, settings.mlp_tile_tokens as i64);
-        let d_mlp = mlp::backward(&x.all(), &mut outputs, g, &used, eps, tile);
+        let d_mlp = mlp::backward(&x.all(), &mut outputs, g, &used, eps, tile, projections);
         watch("optimizer");
         gradients.take(of_mlp(d_mlp, layer, &kept));
 
         watch("attention_backward");
-        let done = |from: i64, count: i64| {
-            if let Some(next) = next_input {
-                inputs.refill(next, from, count);
-            }
+        let done = |done: Done| match (done, next_input) {
+            (Done::Group(index), _) => activations.done(layer, index, layer.checked_sub(1)),
+            (Done::Rows(from, count), Some(next)) => inputs.refill(next, from, count),
+            (Done::Rows(..), None) => {}
         };
-        let d_attention = attention::backward(x, &mut outputs, saved, g, &used, &shared, done);
+        let d_attention =
+            attention::backward(x, &mut outputs, saved, &heads, g, &used, &shared, done);
         drop(outputs);
         watch("optimizer");
         gradients.take(of_attention(d_attention, layer, &kept));

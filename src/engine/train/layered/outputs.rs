@@ -4,7 +4,7 @@
 //! `T` position, `N` query heads, `H` head dim, `n` a group's share of `N`. Host memory is held in flat tiles that are used
 //! again and again, of as many numbers as a tile of hidden states has.
 
-use super::inputs::tiles_of;
+use super::kept::{Arrived, tiles_of};
 use crate::torch::{Event, SideStream, copy, host_empty_like};
 use tch::{Device, Tensor};
 
@@ -40,6 +40,8 @@ struct Group {
 
 enum Kept {
     Device(Tensor), // [T, n H]
+    /// On the device, or still on its way there.
+    Arriving(Arrived),
     /// Flat tiles, each of `rows` rows but the last.
     Host {
         tiles: Vec<Tensor>,
@@ -70,6 +72,29 @@ impl<'h> Outputs<'h> {
     /// None yet; in host memory if `host` is given.
     pub fn new(host: Option<&'h mut HostOutputs>) -> Outputs<'h> {
         Outputs { host, groups: Vec::new(), leaving: None, next_rows: None, next_group: None }
+    }
+
+    /// Those that the forward kept.
+    pub fn kept(groups: Vec<Arrived>) -> Outputs<'h> {
+        let of_group = |arrived: Arrived| {
+            let (tokens, width) = arrived.size2();
+            Group { tokens, width, kept: Kept::Arriving(arrived) }
+        };
+        let mut outputs = Outputs::new(None);
+        outputs.groups = groups.into_iter().map(of_group).collect();
+        outputs
+    }
+
+    /// A group's output, where it is on the device: `[T, n H]`.
+    ///
+    /// # Panics
+    ///
+    /// Where it is not.
+    pub fn on_device(&self, index: usize) -> Tensor {
+        match &self.groups[index].kept {
+            Kept::Device(o) => o.shallow_clone(),
+            _ => panic!("group {index}: expected its output on the device"),
+        }
     }
 
     /// Takes the next group's output.
@@ -110,6 +135,7 @@ impl<'h> Outputs<'h> {
         let Some(host) = &self.host else {
             let rows = |group: &Group| match &group.kept {
                 Kept::Device(o) => o.narrow(0, from, count),
+                Kept::Arriving(o) => o.rows(from, count),
                 _ => unreachable!("outputs on the device are there until they are taken"),
             };
             return side_by_side(self.groups.iter().map(rows).collect());
@@ -135,6 +161,7 @@ impl<'h> Outputs<'h> {
         if self.host.is_none() {
             match std::mem::replace(&mut self.groups[index].kept, Kept::Taken) {
                 Kept::Device(o) => return o,
+                Kept::Arriving(o) => return o.all(),
                 _ => unreachable!("each output is taken once"),
             }
         }

@@ -1,23 +1,23 @@
-//! The inputs of layers between the forward that makes them and the backward that needs them: on the device, or in host
-//! memory, copied beside the arithmetic.
+//! What layers keep of their forward for their backward, their inputs first of all: on the device, or in host memory, copied
+//! beside the arithmetic.
 //!
-//! `T` position, `D` hidden. Host memory is held in tiles of `tile_tokens` positions that are used again and again. LibTorch's
+//! `T` position, `D` the numbers of one. Host memory is held in tiles of `tile_tokens` positions that are used again and again. LibTorch's
 //! allocator of page-locked memory rounds up to a power of two: a tile should be a little less than one.
 //!
 //! On the device there is one buffer `[T, D]` for what comes back. As soon as the backward of a layer is done with some rows
-//! of it, those rows of the next input are brought there, so that nothing beyond the buffer is needed for copies to run
+//! of it, those rows of the next layer's are brought there, so that nothing beyond the buffer is needed for copies to run
 //! beside the arithmetic.
 
 use crate::torch::{Event, SideStream, copy, host_empty_like};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// The inputs of some layers.
-pub struct Inputs {
+/// One tensor of each of some layers: inputs, or heads' outputs, or their queries, keys and values.
+pub struct KeptRows {
     device: Device,
-    /// `None` keeps inputs on the device.
+    /// `None` keeps them on the device.
     offload: Option<Offload>,
-    /// Layer -> its input: tiles in host memory, or one tensor `[T, D]` on the device.
+    /// Layer -> its own: tiles in host memory, or one tensor `[T, D]` on the device.
     kept: BTreeMap<usize, Vec<Tensor>>,
     tile_tokens: i64,
 }
@@ -27,18 +27,18 @@ struct Offload {
     side: SideStream,
     /// Tiles that hold nothing now: `[tile_tokens, D]` each, in host memory.
     free: Vec<Tensor>,
-    /// Where inputs come back to.
+    /// Where they come back to.
     buffer: Option<Tensor>, // [T, D]
     arriving: Option<Arriving>,
 }
 
-/// An input on its way back: which tiles of it were asked for, with the event of their arrival.
+/// One on its way back: which tiles of it were asked for, with the event of their arrival.
 struct Arriving {
     layer: usize,
     tiles: Vec<Option<Event>>,
 }
 
-/// An input on the device, perhaps still arriving.
+/// A tensor on the device, perhaps still arriving.
 pub struct Arrived {
     x: Tensor,                 // [T, D]
     tiles: Vec<Option<Event>>, // by tile; empty where nothing is waited for
@@ -71,32 +71,44 @@ impl Arrived {
     }
 }
 
-impl Inputs {
+impl KeptRows {
     /// In host memory if `offload`, else on `device`.
-    pub fn new(offload: bool, tile_tokens: i64, device: Device) -> Inputs {
+    pub fn new(offload: bool, tile_tokens: i64, device: Device) -> KeptRows {
         let offload = offload.then(|| Offload {
             side: SideStream::new(device),
             free: Vec::new(),
             buffer: None,
             arriving: None,
         });
-        Inputs { device, offload, kept: BTreeMap::new(), tile_tokens }
+        KeptRows { device, offload, kept: BTreeMap::new(), tile_tokens }
     }
 
-    /// Whether inputs are in host memory between forward and backward.
+    /// Whether they are in host memory between forward and backward.
     pub fn offloads(&self) -> bool {
         self.offload.is_some()
     }
 
-    /// Keeps a copy of `x` as the input of `layer`. Wait for the event before writing to `x`.
+    /// Keeps a copy of `x` for `layer`. Wait for the event before writing to `x`.
     ///
     /// # Shapes
     ///
     /// `x`: `[T, D]`, on the device.
     pub fn keep(&mut self, layer: usize, x: &Tensor) -> Event {
+        match self.offload {
+            Some(_) => self.keep_own(layer, x),
+            None => self.keep_own(layer, &x.copy()),
+        }
+    }
+
+    /// Keeps `x` itself for `layer`, which nobody writes to any more. Wait for the event before letting go of `x`.
+    ///
+    /// # Shapes
+    ///
+    /// As [`KeptRows::keep`].
+    pub fn keep_own(&mut self, layer: usize, x: &Tensor) -> Event {
         let (tile_tokens, device) = (self.tile_tokens, self.device);
         let Some(offload) = &mut self.offload else {
-            self.kept.insert(layer, vec![x.copy()]);
+            self.kept.insert(layer, vec![x.shallow_clone()]);
             return Event::record(device);
         };
         let made = Event::record(device);
@@ -117,10 +129,13 @@ impl Inputs {
         copied
     }
 
-    /// Takes the device's buffer for inputs like `like` to come back to.
-    pub fn begin_backward(&mut self, like: &Tensor) {
+    /// Takes the device's buffer for what is kept of `tokens` positions to come back to.
+    pub fn begin_backward(&mut self, tokens: i64) {
+        let Some(tile) = self.kept.values().next().map(|tiles| &tiles[0]) else { return };
+        let (_, width) = tile.size2().expect("a tile is [tile_tokens, D]");
+        let like = (tile.kind(), self.device);
         if let Some(offload) = &mut self.offload {
-            offload.buffer = Some(like.empty_like());
+            offload.buffer = Some(Tensor::empty([tokens, width], like));
         }
     }
 
@@ -132,11 +147,11 @@ impl Inputs {
         }
     }
 
-    /// The input of `layer`, to read.
+    /// That of `layer`, to read.
     pub fn fetch(&mut self, layer: usize) -> Arrived {
         let (tile_tokens, device) = (self.tile_tokens, self.device);
         let kept =
-            self.kept.get(&layer).unwrap_or_else(|| panic!("the input of layer {layer} is kept"));
+            self.kept.get(&layer).unwrap_or_else(|| panic!("layer {layer}: expected to be kept"));
         let Some(offload) = &mut self.offload else {
             return Arrived::here(kept[0].shallow_clone());
         };
@@ -155,15 +170,25 @@ impl Inputs {
         Arrived { x: buffer, tiles: arriving.tiles, tile_tokens }
     }
 
-    /// The input of `layer`, to write to: what is kept stays as it is.
+    /// That of `layer`, to write to: what is kept stays as it is.
     pub fn fetch_to_write(&mut self, layer: usize) -> Arrived {
         let arrived = self.fetch(layer);
         if self.offload.is_some() { arrived } else { Arrived::here(arrived.x.copy()) }
     }
 
-    /// Brings some rows of the input of `next` into the buffer, whose rows there are not needed any more.
+    /// Brings all rows of the one of `next` into the buffer, which is not needed any more.
+    pub fn refill_all(&mut self, next: usize) {
+        let Some(tokens) = self.offload.as_ref().and_then(|offload| offload.buffer.as_ref()) else {
+            return;
+        };
+        for (from, count) in tiles_of(tokens, self.tile_tokens) {
+            self.refill(next, from, count);
+        }
+    }
+
+    /// Brings some rows of the one of `next` into the buffer, whose rows there are not needed any more.
     ///
-    /// Rows that do not fill a tile wait for [`Inputs::fetch`].
+    /// Rows that do not fill a tile wait for [`KeptRows::fetch`].
     pub fn refill(&mut self, next: usize, from: i64, count: i64) {
         let (tile_tokens, device) = (self.tile_tokens, self.device);
         let (Some(offload), Some(kept)) = (&mut self.offload, self.kept.get(&next)) else { return };
@@ -185,7 +210,7 @@ impl Inputs {
             Some(bring(&offload.side, &read, buffer, from, count, &kept[tile], device));
     }
 
-    /// Drops the input of `layer`.
+    /// Drops that of `layer`.
     pub fn forget(&mut self, layer: usize) {
         let Some(tiles) = self.kept.remove(&layer) else { return };
         if let Some(offload) = &mut self.offload {
