@@ -188,7 +188,7 @@ fn mistakes_say_the_way_out() {
         ),
         (
             &["report", "rope_variant", "--results", "results/published"],
-            "the store has context_ceiling, learning_rate, rope_variants",
+            "the store has learning_rate, plain_context_ceiling, rope_variants",
         ),
         (
             &["sweep", "plan", "experiments/rope_variants.yaml", "--set", "x"],

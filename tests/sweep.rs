@@ -391,8 +391,32 @@ fn mistakes_are_named_with_their_place() {
             "train: expected a known key, found `sequence_lenght`",
         ),
         (
-            "axes: { train.learning_rate: [1, 2] }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
-            "s.yaml:3: search: expected a sweep without `axes`, found one at line 2",
+            "axes: { train.seed: [1, 2] }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "s.yaml:3: search: expected a sweep without the axis `train.seed`, found one",
+        ),
+        (
+            "axes:\n  size:\n    a: { train.sequence_length: 8 }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "s.yaml:4: axes.size: expected keys that the search does not set itself, found `train.sequence_length`",
+        ),
+        (
+            "search:\n  bisect:\n    { parameter: train.sequence_length, low: 8, high: 16, multiple_of: 4,\n      also: [4, 10] }",
+            "s.yaml:5: search.bisect.also: expected multiples of 4, found 10",
+        ),
+        (
+            "search: { bisect: { parameter: train.sequence_length, low: 8, high: 16, also: [12, 4, 12] } }",
+            "s.yaml:2: search.bisect.also: expected each value once, found 12 again",
+        ),
+        (
+            "search: { bisect: { parameter: train.sequence_length, low: 8, high: 16, also: [4, x] } }",
+            "s.yaml:2: search.bisect.also: expected a whole number, 1 or more, found `x`",
+        ),
+        (
+            "search: { bisect: { parameter: train.sequence_length, low: 8, high: 16, also: 4 } }",
+            "s.yaml:2: search.bisect.also: expected a list",
+        ),
+        (
+            "axes: { size: { a: {}, b: { train.micro_batch_size: 0 } } }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "train.micro_batch_size: ",
         ),
         (
             "seeds: [5]\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
@@ -443,9 +467,12 @@ fn every_experiment_of_the_repository_has_a_plan() {
     assert_eq!(
         plans,
         [
-            "context_ceiling: 1",
+            "context_ceiling: 2",
             "learning_rate: 18",
+            "memory_ladder: 8",
+            "plain_context_ceiling: 1",
             "rope_variants: 15",
+            "streamed_context_ceiling: 2",
             "tiny_context_ceiling: 1",
             "tiny_learning_rate: 10",
             "tiny_rope_variants: 14"
@@ -564,6 +591,97 @@ fn a_search_by_probes_ends_with_a_whole_run() {
     ] {
         assert!(page.contains(expected), "{expected}: {page}");
     }
+}
+
+/// A search in each of two cases, of which the deeper has half the other's edge.
+const SEARCHES: &str = "\
+set: { train.engine: layered, train.max_grad_norm: null }
+axes: { depth: { two: {}, four: { model.config.num_hidden_layers: 4 } } }
+search:
+  bisect: { parameter: train.sequence_length, low: 1024, high: 65536, resolution: 512, multiple_of: 256, probe_layers: 2,
+            also: [16384, 4096, 8192, 32768, 131072] }
+";
+
+/// Each combination of the axes is searched by itself, and has its own column of what was tried first.
+#[test]
+fn a_search_beside_axes_finds_the_edge_of_every_case() {
+    let project = Project::new();
+    project.sweep(SEARCHES);
+    let run = |more: &[&str]| {
+        let arguments = [&["sweep", "run", "s.yaml"], more].concat();
+        project.fathom(&scripted(), &arguments).env("SCRIPT_EDGE", "20000").output().unwrap()
+    };
+    exits(&run(&[]), 0);
+    let table = project.table();
+    // The order in which a case's runs were started.
+    let tried = |depth: &str| -> Vec<(u64, bool)> {
+        let store = Store::open_read_only(&project.results()).unwrap();
+        let query = format!(
+            "SELECT json_extract(p.settings, '$.\"train.sequence_length\"') AS value,
+                    json_extract(p.settings, '$.\"run.probe_layers\"') IS NULL AS whole
+             FROM points p JOIN runs r USING (run_id)
+             WHERE json_extract(p.settings, '$.depth') = '{depth}' ORDER BY r.started_at"
+        );
+        let rows = fathom::cli::sql::answer(&store, &query).unwrap();
+        let csv = rows.render(fathom::cli::table::Format::Csv);
+        let row = |line: &str| {
+            let (value, whole) = line.split_once(',').unwrap();
+            (value.parse().unwrap(), whole == "1")
+        };
+        csv.lines().skip(1).map(row).collect()
+    };
+    let (two, four) = (tried("two"), tried("four"));
+    let values = |tried: &[(u64, bool)]| tried.iter().map(|(value, _)| *value).collect::<Vec<_>>();
+    assert_eq!(values(&two)[..5], [4096, 8192, 16384, 32768, 23040]);
+    assert_eq!(values(&four)[..4], [4096, 8192, 16384, 11520]);
+    for (tried, edge) in [(&two, 20000), (&four, 10000)] {
+        let (value, whole) = *tried.last().unwrap();
+        assert!(whole && value <= edge && value + 512 > edge, "{tried:?}");
+        assert_eq!(tried.iter().filter(|(_, whole)| *whole).count(), 1, "{tried:?}");
+    }
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    for depth in ["two", "four"] {
+        assert!(page.contains(depth), "{page}");
+    }
+
+    // Two at a time, or stopped and begun again, it comes to the same.
+    let output = run(&[]);
+    exits(&output, 0);
+    let said = format!("runs: {} done before\n", two.len() + four.len());
+    assert!(text(&output.stdout).contains(&said), "{}", text(&output.stdout));
+    let side_by_side = Project::new();
+    side_by_side.sweep(SEARCHES);
+    let arguments = ["sweep", "run", "s.yaml", "--jobs", "2"];
+    let mut command = side_by_side.fathom(&scripted(), &arguments);
+    exits(&command.env("SCRIPT_EDGE", "20000").output().unwrap(), 0);
+    assert_eq!(side_by_side.table(), table);
+    for seed in 0..3 {
+        let killed = Project::new();
+        killed.sweep(SEARCHES);
+        let kills = through_kills(&killed, &scripted(), seed, 150, "20");
+        assert!(kills >= 1, "seed {seed}: not killed once");
+        assert_eq!(killed.table(), table, "seed {seed}, {kills} kills");
+    }
+}
+
+/// A case whose run fails is left where it stands; the others are searched to their ends.
+#[test]
+fn a_case_that_fails_stops_no_other() {
+    let project = Project::new();
+    project.sweep(
+        "axes: { rate: { broken: { train.learning_rate: 13 }, sound: {} } }\n\
+         search: { bisect: { parameter: train.sequence_length, low: 1024, high: 4096, resolution: 512, multiple_of: 256 } }",
+    );
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    assert!(
+        text(&output.stdout).contains("runs: 1 failed, 2 finished\n"),
+        "{}",
+        text(&output.stdout)
+    );
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    assert!(page.contains("**sound**: the largest"), "{page}");
+    assert!(page.contains("**The search of broken is not finished"), "{page}");
 }
 
 #[test]
@@ -759,6 +877,7 @@ fn through_kills(
             project.fathom(worker, &["sweep", "run", "s.yaml", "--jobs", "2", "--no-report"]);
         let mut child = command
             .env("SCRIPT_STEP_MS", step_ms)
+            .env("SCRIPT_EDGE", "20000")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -868,4 +987,34 @@ fn sweep_plan_says_what_is_done() {
     );
     let run = after.lines().nth(2).unwrap().split_whitespace().nth(4).unwrap().to_string();
     assert_eq!(project.status(&run), Status::Finished, "{after}");
+}
+
+/// Of a search the plan shows what can be named beforehand, and where each case will end if the prediction is right.
+#[test]
+fn sweep_plan_shows_what_each_case_will_search() {
+    let project = Project::new();
+    project.sweep(SEARCHES);
+    let arguments = ["sweep", "plan", "s.yaml", "--host-memory", "64MiB"];
+    let output = project.fathom(&scripted(), &arguments).output().unwrap();
+    exits(&output, 0);
+    let said = text(&output.stdout);
+    // Two cases, each with five values and both ends.
+    assert_eq!(said.matches("missing").count(), 14, "{said}");
+    for expected in [
+        "depth=two sequence_length=1024 probe_layers=2",
+        "depth=four sequence_length=131072 probe_layers=2",
+        "search: the largest train.sequence_length from 1024 to 65536 that finishes, to within 512, by probes of 2 layers and a \
+         whole run\n",
+        "  first 4096, 8192, 16384, 32768, 131072, up to one that does not finish\n",
+        "  depth=two: ",
+        "  depth=four: ",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let predicted = |case: &str| -> u64 {
+        let (_, line) = said.split_once(&format!("  {case}: ")).unwrap();
+        line.split_once(" by prediction, after ").unwrap().0.parse().unwrap()
+    };
+    assert!(predicted("depth=two") > predicted("depth=four"), "{said}");
+    assert!(!project.results().exists(), "planning writes nothing");
 }

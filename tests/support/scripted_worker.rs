@@ -4,7 +4,8 @@
 //! The loss of a step depends on nothing but the configuration and the step, so that any two histories that lead to the same
 //! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges, 16 writes what is no
 //! event; a
-//! `train.sequence_length` above `$SCRIPT_EDGE` runs out of memory; a step takes `$SCRIPT_STEP_MS` milliseconds.
+//! `train.sequence_length` above `$SCRIPT_EDGE`, for each two layers of the model, runs out of memory; a step takes
+//! `$SCRIPT_STEP_MS` milliseconds.
 
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{EvalMethod, EventKind, EventLog, RunPaths, read_events};
@@ -39,7 +40,10 @@ fn main() {
         seed: train.seed,
         environment: BTreeMap::new(),
     });
-    if train.sequence_length as u64 > number("SCRIPT_EDGE").unwrap_or(u64::MAX) {
+    let layers = config.model.config.as_ref().map_or(2, |shape| shape.num_hidden_layers as u64);
+    if train.sequence_length as u64
+        > number("SCRIPT_EDGE").map_or(u64::MAX, |edge| 2 * edge / layers)
+    {
         let (asked, free, total) = (Some(3 << 30), Some(1 << 30), Some(8 << 30));
         let message = "asked for 3 GiB".to_string();
         return write(EventKind::OutOfMemory {

@@ -45,6 +45,11 @@ impl Watcher for Progress {
         *self.whole.borrow_mut() = bar;
     }
 
+    fn more(&self, runs: usize, done: usize) {
+        self.whole.borrow().inc_length(runs as u64);
+        self.whole.borrow().inc(done as u64);
+    }
+
     fn started(&self, point: &Identified) -> usize {
         let config = &point.point.config;
         let title = format!(

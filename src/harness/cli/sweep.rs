@@ -9,7 +9,8 @@ use crate::run::find_worker;
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{Driver, Ended, Summary, identify, refuse_same_run};
-use crate::sweep::plan::Plan;
+use crate::sweep::plan::{Bisect, Plan};
+use crate::sweep::search::Search;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
@@ -129,7 +130,8 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     let mut unpredicted = None;
     let mut unknown = None;
     let mut known = Vec::new();
-    for (index, point) in plan.points.iter().enumerate() {
+    let points = plan.foreseen()?;
+    for (index, point) in points.iter().enumerate() {
         let identified = identify(std::slice::from_ref(point), &mut identities);
         let (run_id, status) = match &identified {
             Ok(points) => {
@@ -165,13 +167,12 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     refuse_same_run(&known)?;
     print!("{}", table.render(args.format));
     if args.format == Format::Table {
-        let total: u64 = plan.points.iter().map(|p| p.config.train.total_tokens.0).sum();
-        println!("{} points, {} tokens in all", plan.points.len(), Tokens(total));
-        if let Some(search) = &plan.search {
-            println!(
-                "search: the largest {} from {} to {} that finishes, to within {}",
-                search.parameter, search.low, search.high, search.resolution
-            );
+        match &plan.search {
+            Some(search) => print_search(&plan, search, &mut planner)?,
+            None => {
+                let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
+                println!("{} points, {} tokens in all", points.len(), Tokens(total));
+            }
         }
     }
     if let Some(why) = unknown {
@@ -181,6 +182,37 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         eprintln!("warning: what the runs will take can't be predicted: {why}");
     }
     Ok(exit::OK)
+}
+
+/// What will be searched, and in each case where it will end if what is predicted comes true.
+fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<()> {
+    let Bisect { parameter, low, high, resolution, probe_layers, also, .. } = bisect;
+    let by = probe_layers
+        .map_or(String::new(), |n| format!(", by probes of {n} layers and a whole run"));
+    println!(
+        "search: the largest {parameter} from {low} to {high} that finishes, to within {resolution}{by}"
+    );
+    if probe_layers.is_some() {
+        println!("  (FLOP and seconds above are those of all layers)");
+    }
+    if !also.is_empty() {
+        let also: Vec<String> = also.iter().map(u64::to_string).collect();
+        println!("  first {}, up to one that does not finish", also.join(", "));
+    }
+    for (case, point) in plan.points.iter().enumerate() {
+        let mut search = Search::new(bisect);
+        let mut probes = 0;
+        while let Some(probe) = search.next() {
+            let config = plan.probe(case, bisect, probe.value, probe.whole)?.config;
+            let Ok(prediction) = planner.predict(&config) else { return Ok(()) };
+            search.record(probe, prediction.fits());
+            probes += 1;
+        }
+        let found = search.finished.map_or("none".to_string(), |value| value.to_string());
+        let case = if plan.points.len() > 1 { format!("{}: ", point.label) } else { String::new() };
+        println!("  {case}{found} by prediction, after {probes} runs");
+    }
+    Ok(())
 }
 
 /// A sweep is known by its name: a second file of the same name takes the place of the first.
@@ -225,7 +257,8 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let worker = find_worker()?;
     let mut store = Store::open(&args.places.results)?;
-    let progress = Progress::new(plan.points.iter().map(|p| p.label.len()).max().unwrap_or(8));
+    let labels = plan.foreseen()?;
+    let progress = Progress::new(labels.iter().map(|p| p.label.len()).max().unwrap_or(8));
     let mut driver = Driver {
         results: &args.places.results,
         worker,

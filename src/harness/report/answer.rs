@@ -1,16 +1,20 @@
 //! The answer of a report: which label is best, by how much, how sure that is, and what is missing.
 
 use super::input::Point;
-use super::page::{as_sure_as, bold, in_code, method_name, name_of_loss, text, without_paths};
+use super::memory::{Costs, percent};
+use super::page::{
+    as_sure_as, bold, bytes, capital, in_code, method_name, name_of_loss, text, without_paths,
+};
 use super::plot::axis::length_label;
 use super::statistics::Interval;
 use super::summary::{Ceiling, Difference, Measure, Summary, plain};
-use fathom_spec::units::{Bytes, format_number};
+use fathom_spec::units::format_number;
 
 /// The paragraphs of the answer, the first sentence first.
 pub fn answer(summary: &Summary) -> Vec<String> {
     let mut paragraphs = match &summary.measure {
         Measure::Ceiling { parameter } => ceilings(summary, parameter),
+        Measure::PeakMemory => vec![least_memory(summary)],
         measure => vec![best_label(summary, measure)],
     };
     paragraphs.extend(rope_phenomenon(summary));
@@ -27,6 +31,7 @@ pub fn measure_name(measure: &Measure) -> String {
             method_name(method)
         ),
         Measure::Loss { key } => name_of_loss(key),
+        Measure::PeakMemory => "peak memory".to_string(),
         Measure::Ceiling { parameter } => format!("largest {parameter}"),
     }
 }
@@ -119,6 +124,34 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         .collect();
     if !lost.is_empty() {
         sentence.push_str(&format!(" Not a number, and left out: {}.", list(&lost)));
+    }
+    sentence
+}
+
+/// Which label takes least memory, and what each adds to the baseline's.
+fn least_memory(summary: &Summary) -> String {
+    let Some(best) = summary.best(&Measure::PeakMemory) else {
+        return "**There is no answer yet:** no run has finished with a number to compare.".into();
+    };
+    let name = |label: usize| bold(&summary.labels[label].name);
+    let peak =
+        |label| Costs::of(summary, label).peak.map_or("–".into(), |peak| bytes(peak as i64));
+    let mut sentence = format!("{} has the lowest peak memory: **{}**", name(best), peak(best));
+    sentence.push_str(&match best == summary.baseline {
+        true => ", the baseline itself.".to_string(),
+        false => {
+            format!(", {} that of the baseline {}.", peak(summary.baseline), name(summary.baseline))
+        }
+    });
+    let changes: Vec<String> = (0..summary.labels.len())
+        .filter_map(|label| {
+            let Costs { peak_change, step_change, .. } = Costs::of(summary, label);
+            let step = step_change.map_or(String::new(), |x| format!(", the step {}", percent(x)));
+            Some(format!("{} {}{step}", name(label), percent(peak_change?)))
+        })
+        .collect();
+    if !changes.is_empty() {
+        sentence.push_str(&format!(" Against the baseline's peak: {}.", changes.join("; ")));
     }
     sentence
 }
@@ -225,23 +258,27 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
 }
 
 fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
-    let ceilings = summary.ceilings(parameter);
+    let (_, ceilings) = summary.ceilings(parameter);
     if ceilings.is_empty() {
         return vec!["**There is no answer yet:** the search has made no run.".into()];
     }
     let mut paragraphs: Vec<String> =
         ceilings.iter().map(|ceiling| ceiling_sentence(ceiling, parameter)).collect();
-    let resolution = &summary.comparison.spec["search"]["bisect"]["resolution"];
-    let wide = |ceiling: &Ceiling| {
-        let (low, (high, _)) = (ceiling.largest?, ceiling.smallest_not.as_ref()?);
-        let resolution = tokens(resolution)?;
-        (high - low > resolution).then_some(())
-    };
-    if ceilings.iter().any(|ceiling| wide(ceiling).is_some()) {
-        paragraphs.push(
-            "**The search is not finished:** the bracket is still wider than its resolution. The same command goes on.".into(),
-        );
-    } else if !resolution.is_null() {
+    let bisect = &summary.comparison.spec["search"]["bisect"];
+    let open: Vec<String> = ceilings
+        .iter()
+        .filter(|ceiling| !is_found(ceiling, bisect))
+        .map(|ceiling| text(&ceiling.name))
+        .collect();
+    if !open.is_empty() {
+        let of = if ceilings.len() > 1 { format!(" of {}", list(&open)) } else { String::new() };
+        paragraphs.push(format!(
+            "**The search{of} is not finished:** its bracket is still wider than its resolution, or what probes found is not \
+             confirmed. The same command goes on."
+        ));
+    }
+    let resolution = &bisect["resolution"];
+    if open.len() < ceilings.len() && !resolution.is_null() {
         paragraphs.push(format!(
             "The uncertainty is the search's bracket (its resolution is {}), not an interval over seeds: each value was tried with {}.",
             text(&plain(resolution)),
@@ -251,6 +288,22 @@ fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
     paragraphs
 }
 
+/// Whether a search has come to its end: the bracket as narrow as was asked for, and confirmed where probes found it.
+fn is_found(ceiling: &Ceiling, bisect: &serde_json::Value) -> bool {
+    let of = |key: &str| tokens(&bisect[key]);
+    let (Some(low), Some(high)) = (of("low"), of("high")) else { return true };
+    let resolution = of("resolution").unwrap_or((low / 8.0).floor());
+    let resolution = resolution.max(of("multiple_of").unwrap_or(1.0));
+    let refused = ceiling.smallest_not.as_ref().map(|(value, _)| *value);
+    match (ceiling.largest, refused) {
+        (None, refused) => refused.is_some_and(|refused| refused <= low),
+        (Some(largest), refused) => {
+            let ends = refused.map_or(largest >= high, |refused| refused - largest <= resolution);
+            ends && (ceiling.probes == 0 || ceiling.is_confirmed)
+        }
+    }
+}
+
 /// A number of the sweep file, which may be written with a suffix: `8192`, `8K`.
 fn tokens(value: &serde_json::Value) -> Option<f64> {
     let text = || value.as_str()?.parse::<fathom_spec::units::Tokens>().ok();
@@ -258,9 +311,9 @@ fn tokens(value: &serde_json::Value) -> Option<f64> {
 }
 
 fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
-    let with = match ceiling.name.as_str() {
-        "" => String::new(),
-        name => format!("{}: ", bold(name)),
+    let named = |sentence: String| match ceiling.name.as_str() {
+        "" => capital(&sentence),
+        name => format!("{}: {sentence}", bold(name)),
     };
     let key = in_code(parameter);
     let above = match &ceiling.smallest_not {
@@ -269,13 +322,13 @@ fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
         }
         None => "no larger value failed".to_string(),
     };
-    let mut sentence = match ceiling.largest {
+    let mut sentence = named(match ceiling.largest {
         Some(largest) => format!(
-            "{with}The largest {key} at which the run still finished is **{}**; {above}.",
+            "the largest {key} at which the run still finished is **{}**; {above}.",
             whole(largest)
         ),
-        None => format!("{with}No value of {key} finished; {above}."),
-    };
+        None => format!("no value of {key} finished; {above}."),
+    });
     if let (Some(low), Some((high, _))) = (ceiling.largest, &ceiling.smallest_not) {
         sentence.push_str(&format!(
             " The ceiling lies in [{}, {}), found with {}.",
@@ -335,8 +388,11 @@ fn failures(summary: &Summary) -> Option<String> {
 pub fn reason(point: &Point) -> String {
     let Some(run) = &point.run else { return "not run yet".into() };
     let detail = run.status_detail.as_deref().map(|d| text(&without_paths(d))).unwrap_or_default();
-    let bytes = |n: i64| Bytes(n.max(0) as u64).to_string();
     let detail = match (run.status.as_str(), run.asked_bytes, run.free_bytes) {
+        ("out_of_memory", Some(needed), Some(there)) if point.is_refused_by_prediction() => {
+            let (needed, there) = (bytes(needed), bytes(there));
+            format!("predicted before the start, {needed} needed, {there} there")
+        }
         ("out_of_memory", Some(asked), Some(free)) => {
             format!("asked for {}, {} free", bytes(asked), bytes(free))
         }

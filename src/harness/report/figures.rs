@@ -6,7 +6,7 @@ use super::plot::Style;
 use super::plot::axis::{Axis, Scale, length_label};
 use super::plot::line::{Dot, LineChart, Reference, Series};
 use super::statistics::{mean, t_interval};
-use super::summary::{Ceiling, Measure, SEED, Summary, TRAINING_LOSS, plain};
+use super::summary::{Measure, SEED, Summary, TRAINING_LOSS, plain};
 use super::tables;
 use anyhow::Result;
 use fathom_spec::units::Bytes;
@@ -31,14 +31,14 @@ pub struct Figure {
 /// When one can't be drawn.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    figures.extend(memory_by_length(summary)?);
+    figures.extend(memory_by_value(summary)?);
     for method in &summary.methods {
         figures.extend(perplexity_by_length(summary, method)?);
     }
     figures.extend(by_number(summary)?);
     figures.extend(nll_by_position(summary)?);
-    // The probes of a search are too short to have a curve.
-    if !matches!(summary.measure, Measure::Ceiling { .. }) {
+    // The probes of a search are too short to have a curve, random tokens have none worth a look.
+    if !matches!(summary.measure, Measure::Ceiling { .. } | Measure::PeakMemory) {
         figures.extend(loss_curves(summary)?);
     }
     Ok(figures)
@@ -343,7 +343,7 @@ fn swept_number(summary: &Summary, axis: &str, value: &Value) -> Option<f64> {
 /// The main measure against a parameter that takes three values or more.
 fn by_number(summary: &Summary) -> Result<Option<Figure>> {
     let measure = match &summary.measure {
-        Measure::Ceiling { .. } => return Ok(None),
+        Measure::Ceiling { .. } | Measure::PeakMemory => return Ok(None),
         measure => measure,
     };
     let points = &summary.comparison.points;
@@ -406,7 +406,7 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
             format!("perplexity at {} tokens", length_label(*context_length as f64))
         }
         Measure::Loss { key } => name_of_loss(key),
-        Measure::Ceiling { .. } => unreachable!("returned above"),
+        Measure::Ceiling { .. } | Measure::PeakMemory => unreachable!("returned above"),
     };
     let spread = values[values.len() - 1] / values[0];
     let scale = if values[0] > 0.0 && spread >= 4.0 { Scale::Log } else { Scale::Linear };
@@ -444,43 +444,55 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
     }))
 }
 
-/// Peak memory against the training length, with the cap.
-fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
+/// Peak memory against the value that is searched, else against the training length; with the cap.
+fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
     const LENGTH: &str = "train.sequence_length";
-    let ceilings = summary.ceilings(LENGTH);
-    let lengths: BTreeSet<i64> =
-        ceilings.iter().flat_map(|c| &c.points).map(|(length, _)| *length as i64).collect();
-    if lengths.len() < 2 {
+    let parameter = match &summary.measure {
+        Measure::Ceiling { parameter } => parameter.as_str(),
+        _ => LENGTH,
+    };
+    let (_, ceilings) = summary.ceilings(parameter);
+    let values: BTreeSet<i64> =
+        ceilings.iter().flat_map(|c| &c.points).map(|(value, _)| *value as i64).collect();
+    if values.len() < 2 {
         return Ok(None);
     }
+    let probes = ceilings.iter().any(|ceiling| ceiling.probes > 0);
     let gib = |bytes: i64| Bytes(bytes.max(0) as u64).as_gib();
     let caps: BTreeSet<(i64, &str)> = summary.comparison.points.iter().filter_map(cap).collect();
     let mut rows = Vec::new();
     let mut series: Vec<Series> = Vec::new();
-    for (index, Ceiling { name, points, .. }) in ceilings.iter().enumerate() {
-        let name = if name.is_empty() { "peak memory" } else { name.as_str() };
+    for (index, ceiling) in ceilings.iter().enumerate() {
+        let name = ceiling.name_or("peak memory");
         let mut one = Series::new(name, Style::of(index));
+        // What all layers have shown counts before a probe.
+        let is_shown_whole = |value: f64| {
+            let mut points = ceiling.points.iter().filter(|(v, _)| *v == value);
+            points.any(|(_, point)| point.has_result() && point.probe_layers().is_none())
+        };
         let mut peaks: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
-        for (length, point) in points {
+        for (value, point) in &ceiling.points {
+            let is_shown = point.probe_layers().is_none() || !is_shown_whole(*value);
             let run = point.run.as_ref();
             let peak = run.and_then(|run| run.peak_allocated).map(gib);
             match (point.status(), peak) {
-                ("finished", Some(peak)) => peaks.entry(*length as i64).or_default().push(peak),
+                ("finished", Some(peak)) if is_shown => {
+                    peaks.entry(*value as i64).or_default().push(peak);
+                }
                 ("out_of_memory", peak) => {
                     // What it would have taken: at least what was held and what was asked for.
                     let asked = run.and_then(|run| run.asked_bytes).map_or(0.0, gib);
-                    one.crosses.push((*length, peak.map(|peak| peak + asked)));
+                    one.crosses.push((*value, peak.map(|peak| peak + asked)));
                 }
-                ("killed" | "failed" | "diverged", _) => one.crosses.push((*length, None)),
+                ("killed" | "failed" | "diverged", _) => one.crosses.push((*value, None)),
                 _ => {}
             }
-            rows.push((name.to_string(), *length, *point, peak));
+            rows.push((name.to_string(), *value, *point, peak));
         }
-        for (length, peaks) in peaks {
-            let y = mean(&peaks).expect("a length has a peak");
+        for (value, peaks) in peaks {
             one.points.push(Dot {
-                x: length as f64,
-                y,
+                x: value as f64,
+                y: mean(&peaks).expect("a value has a peak"),
                 whisker: t_interval(&peaks).map(|i| (i.low, i.high)),
             });
         }
@@ -495,14 +507,17 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
         value: gib(bytes),
         label: format!("{name}: {}", Bytes(bytes as u64)),
     });
-    let title = "Peak memory by sequence length".to_string();
+    let short = last_part(parameter);
+    let words = short.replace('_', " ");
+    let title = format!("Peak memory by {words}");
+    let unit = if parameter == LENGTH { "tokens, log scale" } else { "log scale" };
     let chart = LineChart {
-        description: describe("sequence length", "Peak memory in GiB", &series),
+        description: describe(&words, "Peak memory in GiB", &series),
         x: Axis::around(
-            "train.sequence_length (tokens, log scale)",
+            &format!("{parameter} ({unit})"),
             Scale::Log2,
             0.06,
-            lengths.iter().map(|&length| length as f64),
+            values.iter().map(|&value| value as f64),
         ),
         y: Axis::around("peak allocated memory (GiB)", Scale::Linear, 0.0, [0.0, highest * 1.08]),
         verticals: Vec::new(),
@@ -514,21 +529,29 @@ fn memory_by_length(summary: &Summary) -> Result<Option<Figure>> {
         title: title.clone(),
         series,
     };
-    let frame = DataFrame::new_infer_height(vec![
+    let mut columns = vec![
         tables::strings("series", rows.iter().map(|row| row.0.clone())),
-        Column::new("sequence_length".into(), rows.iter().map(|r| r.1 as i64).collect::<Vec<_>>()),
+        Column::new(short.into(), rows.iter().map(|r| r.1 as i64).collect::<Vec<_>>()),
         Column::new("seed".into(), rows.iter().map(|row| row.2.seed).collect::<Vec<_>>()),
         tables::strings("status", rows.iter().map(|row| row.2.status().to_string())),
         Column::new("peak_allocated_gib".into(), rows.iter().map(|row| row.3).collect::<Vec<_>>()),
-    ])?;
+    ];
+    let mut caption = "Peak allocation of the runs that finished. An × is a run that did not: where memory ran out it stands \
+                       at what was held plus what was asked for, at the top where that is off the plot or not known."
+        .to_string();
+    if probes {
+        let layers: Vec<Option<i64>> =
+            rows.iter().map(|row| row.2.probe_layers().map(|layers| layers as i64)).collect();
+        columns.push(Column::new("probe_layers".into(), layers));
+        caption
+            .push_str(" Where no run of all layers has a result, a probe of some of them stands.");
+    }
     Ok(Some(Figure {
         name: "memory".into(),
-        caption: "Peak allocation of the runs that finished. An × is a run that did not: where memory ran out it stands \
-                  at what was held plus what was asked for, at the top where that is off the plot or not known."
-            .into(),
+        caption,
         title,
         svg: chart.to_svg()?,
-        csv: tables::to_csv(&frame)?,
+        csv: tables::to_csv(&DataFrame::new_infer_height(columns)?)?,
     }))
 }
 

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod figures;
 pub mod input;
+pub mod memory;
 pub mod page;
 pub mod plot;
 pub mod statistics;

@@ -5,6 +5,7 @@
 use super::answer::{answer, count, measure_name, reason, whole};
 use super::figures::Figure;
 use super::input::Run;
+use super::memory;
 use super::plot::axis::length_label;
 use super::statistics::Interval;
 use super::summary::{Measure, Summary, TRAINING_LOSS, plain};
@@ -91,11 +92,19 @@ fn warnings(summary: &Summary) -> String {
 fn results(summary: &Summary) -> Result<String> {
     let mut section = String::from("## Results\n\n");
     match &summary.measure {
-        Measure::Ceiling { parameter } => section.push_str(&search_table(summary, parameter)?),
+        Measure::Ceiling { parameter } => section.push_str(&search(summary, parameter)?),
+        Measure::PeakMemory => section.push_str(&memory::by_label(summary)?),
         measure => {
             section.push_str(&caption(summary, measure, summary.methods.first()));
             section.push_str(&results_table(summary, summary.methods.first(), true)?);
         }
+    }
+    let predicted = match summary.measure {
+        Measure::Ceiling { .. } => String::new(),
+        _ => memory::predicted(summary)?,
+    };
+    if !predicted.is_empty() {
+        section.push_str(&format!("\n{predicted}"));
     }
     for method in summary.methods.iter().skip(1) {
         section.push_str(&format!("\nBy the other method, {}:\n\n", method_name(method)));
@@ -187,15 +196,36 @@ fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Res
     to_markdown(&pivot(&text(&summary.column), &cells)?)
 }
 
+/// What a search found in tables: memory by value and case, predictions, phases, then every run.
+fn search(summary: &Summary, parameter: &str) -> Result<String> {
+    let (_, ceilings) = summary.ceilings(parameter);
+    let has_table = summary.comparison.spec["search"]["bisect"]["also"].is_array();
+    let mut parts = Vec::new();
+    if ceilings.len() > 1 || has_table {
+        parts.push(memory::by_value(&ceilings, parameter)?);
+    }
+    parts.push(memory::predicted(summary)?);
+    parts.push(memory::by_phase(&ceilings)?);
+    parts.retain(|part| !part.is_empty());
+    let every_run = search_table(summary, parameter)?;
+    if parts.is_empty() {
+        return Ok(every_run);
+    }
+    parts.push(format!("### Every run\n\n{every_run}"));
+    Ok(parts.join("\n"))
+}
+
 fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
-    let ceilings = summary.ceilings(parameter);
+    let (column, ceilings) = summary.ceilings(parameter);
     let grouped = ceilings.len() > 1;
     let mut rows = Vec::new();
     for ceiling in &ceilings {
         for (value, point) in &ceiling.points {
-            let peak = point.run.as_ref().and_then(|run| run.peak_allocated);
+            // What was refused before the start has nothing to measure.
+            let peak = point.run.as_ref().filter(|_| !point.is_refused_by_prediction());
+            let peak = peak.and_then(|run| run.peak_allocated);
             let rate = point.run.as_ref().and_then(|run| run.tokens_per_second());
-            let is_largest = ceiling.largest == Some(*value);
+            let is_largest = ceiling.largest == Some(*value) && point.finished().is_some();
             let value = whole(*value);
             let mut row = if grouped { vec![text(&ceiling.name)] } else { Vec::new() };
             row.extend([
@@ -210,7 +240,7 @@ fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
         }
     }
     let key = in_code(parameter);
-    let mut heads = if grouped { vec!["point"] } else { Vec::new() };
+    let mut heads = if grouped { vec![column.as_str()] } else { Vec::new() };
     heads.extend([key.as_str(), "seed", "outcome", "peak memory", "tokens/s", "run"]);
     let head = "Every value that was tried, in rising order. Bold: the largest that finished. \
                 [runs.csv](runs.csv) has the same runs with their numbers.\n\n";
@@ -239,7 +269,7 @@ const UNFOLDED: usize = 16;
 fn points(summary: &Summary) -> Result<String> {
     if let Measure::Ceiling { parameter } = &summary.measure {
         // The table of the search has them all.
-        let searched: usize = summary.ceilings(parameter).iter().map(|c| c.points.len()).sum();
+        let searched: usize = summary.ceilings(parameter).1.iter().map(|c| c.points.len()).sum();
         if searched == summary.comparison.points.len() {
             return Ok(String::new());
         }
@@ -289,25 +319,24 @@ fn points(summary: &Summary) -> Result<String> {
 }
 
 fn parameters(summary: &Summary) -> Result<String> {
+    let (column, rows) = summary.rows();
     let mut differing = summary.differing_params();
     if differing.is_empty() {
         return Ok(String::new());
     }
     const HEAD: &str = "## Parameters that differ\n\nSeeds aside; all others are the same";
-    differing.retain(|(key, _)| *key != summary.column);
+    differing.retain(|(key, _)| *key != column);
     if differing.is_empty() {
-        return Ok(format!("{HEAD}: only {}, which names the rows.\n", in_code(&summary.column)));
+        return Ok(format!("{HEAD}: only {}, which names the rows.\n", in_code(&column)));
     }
-    let mut heads = vec![summary.column.as_str()];
+    let mut heads = vec![column.as_str()];
     heads.extend(differing.iter().map(|(key, _)| key.as_str()));
-    let rows: Vec<Vec<String>> = summary
-        .labels
+    let rows: Vec<Vec<String>> = rows
         .iter()
         .enumerate()
-        .map(|(index, label)| {
-            let values =
-                differing.iter().map(|(_, by_label)| text(&without_paths(&by_label[index])));
-            std::iter::once(text(&label.name)).chain(values).collect()
+        .map(|(index, (name, _))| {
+            let values = differing.iter().map(|(_, by_row)| text(&without_paths(&by_row[index])));
+            std::iter::once(text(name)).chain(values).collect()
         })
         .collect();
     Ok(format!("{HEAD}.\n\n{}", rows_to_markdown(&heads, &rows)?))
@@ -316,8 +345,9 @@ fn parameters(summary: &Summary) -> Result<String> {
 fn cost(summary: &Summary) -> Result<String> {
     let mut rows = Vec::new();
     let (mut gpu_seconds, mut cpu_seconds) = (0.0, 0.0);
-    for label in &summary.labels {
-        let runs: Vec<&Run> = label.points.iter().filter_map(|p| p.run.as_ref()).collect();
+    let (column, by_row) = summary.rows();
+    for (name, points) in &by_row {
+        let runs: Vec<&Run> = points.iter().filter_map(|p| p.run.as_ref()).collect();
         let seconds: f64 = runs.iter().map(|run| run.seconds).sum();
         let tokens: i64 = runs.iter().map(|run| run.tokens).sum();
         let devices: BTreeSet<&str> =
@@ -328,7 +358,7 @@ fn cost(summary: &Summary) -> Result<String> {
         }
         let peak = runs.iter().filter_map(|run| run.peak_allocated).max();
         rows.push(vec![
-            text(&label.name),
+            text(name),
             runs.len().to_string(),
             format_seconds(seconds),
             Tokens(tokens.max(0) as u64).to_string(),
@@ -341,7 +371,7 @@ fn cost(summary: &Summary) -> Result<String> {
         .filter(|(_, seconds)| *seconds > 0.0)
         .map(|(device, seconds)| format!("{:.2} {device} hours", seconds / 3600.0))
         .collect();
-    let heads = [summary.column.as_str(), "runs", "time", "tokens", "device", "peak memory"];
+    let heads = [column.as_str(), "runs", "time", "tokens", "device", "peak memory"];
     let table = rows_to_markdown(&heads, &rows)?;
     Ok(format!(
         "## Cost\n\nIn all {}, failed runs and all attempts included. Time is that of the whole run, loading and \
@@ -386,7 +416,7 @@ fn how_to_read(summary: &Summary) -> String {
              nothing."
                 .into(),
         );
-    } else {
+    } else if summary.measure != Measure::PeakMemory {
         lines.push(format!(
             "**Intervals** are Student's 95 % intervals of the mean over seeds (n - 1 degrees of freedom), taken in nats; \
              those of perplexity are exp of their ends, hence not quite symmetrical: ± is half of their width, and where \
@@ -405,7 +435,7 @@ fn how_to_read(summary: &Summary) -> String {
         );
     }
     lines.extend(match summary.loss_key().as_str() {
-        _ if matches!(summary.measure, Measure::Ceiling { .. }) => None,
+        _ if matches!(summary.measure, Measure::Ceiling { .. } | Measure::PeakMemory) => None,
         TRAINING_LOSS => Some("**Final loss** is the mean training loss of the last ten steps: no split was evaluated.".into()),
         key => Some( format!("**Final loss** is the last value of {}, in nats per token.", in_code(key))),
     });
@@ -559,11 +589,11 @@ pub fn without_paths(raw: &str) -> String {
         .collect()
 }
 
-fn bytes(n: i64) -> String {
+pub fn bytes(n: i64) -> String {
     Bytes(n.max(0) as u64).to_string()
 }
 
-fn capital(text: &str) -> String {
+pub fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }

@@ -3,6 +3,7 @@
 use super::input::{Comparison, Perplexity, Point, Run};
 use super::page::in_code;
 use super::statistics::{Interval, bootstrap_interval, mean, paired_differences, t_interval};
+use fathom_spec::config::RANDOM_CORPUS;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,8 @@ pub struct Summary<'a> {
     /// The split that perplexity is taken on.
     pub split: String,
     pub measure: Measure,
+    /// Whether all runs trained on random tokens and evaluated nothing: their losses say nothing.
+    pub is_of_random_tokens: bool,
     /// Settings of the sweep file's `report` that could not be followed.
     pub notes: Vec<String>,
 }
@@ -38,6 +41,8 @@ pub enum Measure {
     Perplexity { method: String, context_length: i64 },
     /// The last value of a metric that is a loss: low is good.
     Loss { key: String },
+    /// Bytes at the highest point, where the tokens are random: low is good.
+    PeakMemory,
     /// The largest value of a parameter at which a run still finishes.
     Ceiling { parameter: String },
 }
@@ -69,9 +74,9 @@ impl Difference {
     }
 }
 
-/// What a search has found: between which values of its parameter the ceiling lies.
+/// What a search has found in one case: between which values of its parameter the ceiling lies.
 pub struct Ceiling<'a> {
-    /// The settings beside the parameter, where the sweep has more axes.
+    /// The settings beside the parameter; empty where there are none.
     pub name: String,
     pub largest: Option<f64>,
     /// The smallest value above `largest` at which a run did not finish, with one such run.
@@ -84,6 +89,13 @@ pub struct Ceiling<'a> {
     /// Whether a run of the whole model finished at `largest`.
     pub is_confirmed: bool,
     pub points: Vec<(f64, &'a Point)>,
+}
+
+impl Ceiling<'_> {
+    /// The case, or what stands for the only one.
+    pub fn name_or<'n>(&'n self, only: &'n str) -> &'n str {
+        if self.name.is_empty() { only } else { &self.name }
+    }
 }
 
 impl Point {
@@ -99,6 +111,17 @@ impl Point {
     /// Whether the run has still to be made, or to end.
     pub fn is_open(&self) -> bool {
         matches!(self.status(), "planned" | "running")
+    }
+
+    /// Whether its end says something of its settings: it finished, ran out of memory or diverged.
+    pub fn has_result(&self) -> bool {
+        matches!(self.status(), "finished" | "out_of_memory" | "diverged")
+    }
+
+    /// Whether memory ran out by the arithmetic alone, before anything was allocated.
+    pub fn is_refused_by_prediction(&self) -> bool {
+        let detail = self.run.as_ref().and_then(|run| run.status_detail.as_deref());
+        self.status() == "out_of_memory" && detail.is_some_and(|d| d.starts_with("plan of step 0"))
     }
 
     /// How many layers of the model this point works, where it does not work all.
@@ -128,15 +151,19 @@ impl Run {
         mean(&losses[losses.len().saturating_sub(10)..])
     }
 
-    /// The median of the steps' tokens per second: the first steps, which warm up, don't move it.
+    /// The median over steps.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        let mut rates: Vec<f64> =
-            self.metrics.get("tokens_per_second")?.iter().map(|(_, value)| *value).collect();
-        rates.retain(|rate| rate.is_finite());
-        rates.sort_by(f64::total_cmp);
-        match rates.len() {
+        self.median("tokens_per_second")
+    }
+
+    /// The median of a metric over steps: the first ones, which warm up, don't move it.
+    pub fn median(&self, key: &str) -> Option<f64> {
+        let mut values: Vec<f64> = self.metrics.get(key)?.iter().map(|(_, value)| *value).collect();
+        values.retain(|value| value.is_finite());
+        values.sort_by(f64::total_cmp);
+        match values.len() {
             0 => None,
-            n => Some((rates[(n - 1) / 2] + rates[n / 2]) / 2.0),
+            n => Some((values[(n - 1) / 2] + values[n / 2]) / 2.0),
         }
     }
 }
@@ -218,10 +245,22 @@ impl<'a> Summary<'a> {
                 };
                 Measure::Perplexity { method: method.clone(), context_length }
             }
+            (None, None) if is_of_random_tokens(comparison) => Measure::PeakMemory,
             (None, None) => Measure::Loss { key: loss_key(comparison, split) },
         };
         let split = split.to_string();
-        Summary { comparison, column, labels, baseline, methods, split, measure, notes }
+        let is_of_random_tokens = is_of_random_tokens(comparison);
+        Summary {
+            comparison,
+            column,
+            labels,
+            baseline,
+            methods,
+            split,
+            measure,
+            is_of_random_tokens,
+            notes,
+        }
     }
 
     /// The metric that tables show as final loss.
@@ -267,6 +306,7 @@ impl<'a> Summary<'a> {
                 Some(self.perplexity_row(run, method, *context_length)?.nll)
             }
             Measure::Loss { key } => run.final_loss(key),
+            Measure::PeakMemory => run.peak_allocated.map(|bytes| bytes as f64),
             Measure::Ceiling { .. } => None,
         }
     }
@@ -324,41 +364,77 @@ impl<'a> Summary<'a> {
             .collect()
     }
 
-    /// What the search has found, by the settings beside its parameter.
-    pub fn ceilings(&self, parameter: &str) -> Vec<Ceiling<'a>> {
-        let mut groups: Vec<(String, Vec<(f64, &'a Point)>)> = Vec::new();
-        for point in &self.comparison.points {
-            let Some(value) = point.number(parameter) else { continue };
-            let others: Vec<String> = point
-                .settings
-                .iter()
-                .filter(|(key, _)| ![parameter, SEED, PROBE_LAYERS].contains(&key.as_str()))
-                .map(|(key, value)| format!("{key}={}", plain(value)))
-                .collect();
-            let name = others.join(", ");
-            match groups.iter_mut().find(|(known, _)| *known == name) {
+    /// What a search has found in each of its cases, in the order of the plan; before it what heads their names: the axes
+    /// beside the parameter, or `case` where not all points have the same.
+    pub fn ceilings(&self, parameter: &str) -> (String, Vec<Ceiling<'a>>) {
+        let points = &self.comparison.points;
+        let valued = points.iter().filter_map(|point| Some((point.number(parameter)?, point)));
+        let own = [parameter, SEED, PROBE_LAYERS];
+        let others = |point: &'a Point| {
+            point.settings.iter().filter(move |(key, _)| !own.contains(&key.as_str()))
+        };
+        let axes: BTreeSet<Vec<&String>> =
+            valued.clone().map(|(_, point)| others(point).map(|(key, _)| key).collect()).collect();
+        let join = |parts: Vec<String>| parts.join(", ");
+        let column = match axes.first() {
+            Some(keys) if axes.len() == 1 => join(keys.iter().map(|key| key.to_string()).collect()),
+            _ => "case".to_string(),
+        };
+        let mut cases: Vec<(String, Vec<(f64, &'a Point)>)> = Vec::new();
+        for (value, point) in valued {
+            let name = join(
+                others(point)
+                    .map(|(key, value)| match axes.len() {
+                        1 => plain(value),
+                        _ => format!("{key}={}", plain(value)),
+                    })
+                    .collect(),
+            );
+            match cases.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, points)) => points.push((value, point)),
-                None => groups.push((name, vec![(value, point)])),
+                None => cases.push((name, vec![(value, point)])),
             }
         }
-        groups.into_iter().map(|(name, points)| ceiling(name, points)).collect()
+        (column, cases.into_iter().map(|(name, points)| ceiling(name, points)).collect())
     }
 
-    /// The parameters that differ between points, the seed left out: key -> value by label, as text.
+    /// What the tables of parameters and of cost have a row for, and what heads it: the cases of a search that has several,
+    /// otherwise the labels.
+    pub fn rows(&self) -> (String, Vec<(String, Vec<&'a Point>)>) {
+        if let Measure::Ceiling { parameter } = &self.measure {
+            let (column, ceilings) = self.ceilings(parameter);
+            if ceilings.len() > 1 {
+                let points = |ceiling: Ceiling<'a>| {
+                    (ceiling.name, ceiling.points.into_iter().map(|(_, point)| point).collect())
+                };
+                return (column, ceilings.into_iter().map(points).collect());
+            }
+        }
+        let rows = self.labels.iter().map(|label| (label.name.clone(), label.points.clone()));
+        (self.column.clone(), rows.collect())
+    }
+
+    /// The parameters that differ between the rows, the seed left out: key -> value by row, as text.
     pub fn differing_params(&self) -> Vec<(String, Vec<String>)> {
+        let (_, rows) = self.rows();
+        let by_cases = rows.len() != self.labels.len();
+        let searched = match &self.measure {
+            Measure::Ceiling { parameter } if by_cases => vec![parameter.as_str(), PROBE_LAYERS],
+            _ => Vec::new(),
+        };
         let runs = || self.comparison.points.iter().filter_map(|point| point.run.as_ref());
         let keys: BTreeSet<&String> = runs().flat_map(|run| run.params.keys()).collect();
         let of = |run: &Run, key: &String| run.params.get(key).map_or("–".into(), plain);
         keys.into_iter()
-            .filter(|key| *key != SEED)
+            .filter(|key| *key != SEED && !searched.contains(&key.as_str()))
             .filter(|key| runs().map(|run| of(run, key)).collect::<BTreeSet<_>>().len() > 1)
             .map(|key| {
-                let by_label = self.labels.iter().map(|label| {
-                    let runs = label.points.iter().filter_map(|point| point.run.as_ref());
+                let by_row = rows.iter().map(|(_, points)| {
+                    let runs = points.iter().filter_map(|point| point.run.as_ref());
                     let values: BTreeSet<String> = runs.map(|run| of(run, key)).collect();
                     values.into_iter().collect::<Vec<_>>().join(", ")
                 });
-                (key.clone(), by_label.collect())
+                (key.clone(), by_row.collect())
             })
             .collect()
     }
@@ -401,6 +477,15 @@ fn loss_key(comparison: &Comparison, split: &str) -> String {
         true => wanted,
         false => keys.first().map_or(TRAINING_LOSS.to_string(), |key| key.to_string()),
     }
+}
+
+fn is_of_random_tokens(comparison: &Comparison) -> bool {
+    let mut runs = comparison.points.iter().filter_map(|point| point.run.as_ref()).peekable();
+    let is_random = |run: &Run| {
+        let evaluated = run.metrics.keys().any(|key| key.starts_with("eval_loss."));
+        run.params.get("data.corpus").is_some_and(|c| c == RANDOM_CORPUS) && !evaluated
+    };
+    runs.peek().is_some() && runs.all(is_random)
 }
 
 /// The points by label in the order of the plan, and what heads the labels.

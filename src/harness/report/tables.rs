@@ -88,7 +88,7 @@ pub fn runs(summary: &Summary) -> Result<DataFrame> {
             points.iter().map(|(_, point)| of(point.run.as_ref()?)).collect();
         Column::new(name.into(), values)
     };
-    Ok(DataFrame::new_infer_height(vec![
+    let mut columns = vec![
         strings("label", points.iter().map(|(label, _)| label.to_string())),
         Column::new("seed".into(), points.iter().map(|(_, p)| p.seed).collect::<Vec<_>>()),
         strings("run", points.iter().map(|(_, point)| point.run_id.clone())),
@@ -101,7 +101,11 @@ pub fn runs(summary: &Summary) -> Result<DataFrame> {
         whole("peak_allocated_bytes", &|run| run.peak_allocated),
         whole("asked_bytes", &|run| run.asked_bytes),
         whole("free_bytes", &|run| run.free_bytes),
-    ])?)
+    ];
+    if summary.is_of_random_tokens {
+        columns.retain(|column| column.name() != "final_loss");
+    }
+    Ok(DataFrame::new_infer_height(columns)?)
 }
 
 /// A column of text.
@@ -157,7 +161,7 @@ pub fn to_markdown(frame: &DataFrame) -> Result<String> {
         frame.columns().iter().map(|column| column.str()).collect::<PolarsResult<_>>()?;
     let is_number = |cell: &str| {
         let bare = cell.trim_start_matches('*');
-        bare.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '–') || bare == "NaN"
+        bare.starts_with(|c: char| c.is_ascii_digit() || "+-–".contains(c)) || bare == "NaN"
     };
     let rule: Vec<String> = columns
         .iter()

@@ -2,7 +2,7 @@
 
 use super::Identities;
 use super::plan::{Bisect, Plan, Point};
-use super::search::Search;
+use super::search::{Probe, Search};
 use crate::run::{self, Running};
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
@@ -40,6 +40,8 @@ pub struct Driver<'a> {
 pub trait Watcher {
     /// `runs` in all, `done` of them before.
     fn begin(&self, runs: usize, done: usize);
+    /// `runs` more have become known, `done` of them before.
+    fn more(&self, runs: usize, done: usize);
     /// A run begins; the answer names its line in the calls below.
     fn started(&self, point: &Identified) -> usize;
     /// A run has logged an event.
@@ -102,6 +104,18 @@ pub fn refuse_same_run(points: &[Identified]) -> Result<()> {
     Ok(())
 }
 
+/// What follows a run that has come to its end: the next probe of a search.
+type Follow<'f> = &'f mut dyn FnMut(&mut Driver, &RunId) -> Result<Option<Identified>>;
+
+/// The search of one case.
+struct Case {
+    search: Search,
+    /// All so far, by their value.
+    probes: Vec<Identified>,
+    /// The one whose end decides what comes next.
+    at_work: Option<(Probe, RunId)>,
+}
+
 /// What came of trying to start a run.
 enum Start {
     Started(Running),
@@ -160,7 +174,7 @@ impl Driver<'_> {
                 let points = identify(&plan.points, &mut identities)?;
                 refuse_same_run(&points)?;
                 self.record(plan, &points)?;
-                self.run_points(points)
+                self.run_points(points, &mut |_, _| Ok(None))
             }
             Some(bisect) => self.search(plan, bisect, &mut identities),
         }
@@ -173,7 +187,7 @@ impl Driver<'_> {
     /// As [`Driver::sweep`].
     pub fn single(&mut self, point: Identified) -> Result<Summary> {
         self.record_run(&point)?;
-        self.run_points(vec![point])
+        self.run_points(vec![point], &mut |_, _| Ok(None))
     }
 
     fn record(&mut self, plan: &Plan, points: &[Identified]) -> Result<()> {
@@ -206,48 +220,60 @@ impl Driver<'_> {
         self.store.upsert_run(&RunRecord { identity: &point.identity, config })
     }
 
-    /// A search: each probe is a run of its own, and a point of the sweep from when it is known.
+    /// A search in each case: its probes follow one another, cases stand side by side as far as there are jobs. Each probe is
+    /// a run of its own, and a point of the sweep from when it is known.
     fn search(
         &mut self,
         plan: &Plan,
         bisect: &Bisect,
         identities: &mut Identities,
     ) -> Result<Summary> {
-        let mut search = Search::new(bisect);
-        let mut probes: Vec<Identified> = Vec::new();
-        let mut whole = Summary::default();
-        while let Some(probe) = search.next() {
-            let point = plan.probe(bisect, probe.value, probe.whole)?;
+        let case = || Case { search: Search::new(bisect), probes: Vec::new(), at_work: None };
+        let mut cases: Vec<Case> = plan.points.iter().map(|_| case()).collect();
+        let mut next_probe = |cases: &mut [Case], at: usize| -> Result<Option<Identified>> {
+            let case = &mut cases[at];
+            let Some(probe) = case.search.next() else { return Ok(None) };
+            let point = plan.probe(at, bisect, probe.value, probe.whole)?;
             let point = identify(&[point], identities)?.remove(0);
-            let run_id = point.run_id();
-            probes.push(point.clone());
-            probes.sort_by_key(|probe| probe.point.settings[&bisect.parameter].as_u64());
-            self.record(plan, &probes)?;
-            let summary = self.run_points(vec![point])?;
-            whole.reused += summary.reused;
-            whole.ended.extend(summary.ended);
-            whole.interrupted |= summary.interrupted;
-            whole.elsewhere += summary.elsewhere;
-            match self.store.status(&run_id)? {
-                Some(Status::Finished) => search.record(probe, true),
-                Some(Status::OutOfMemory | Status::Diverged) => search.record(probe, false),
-                // A probe without a result says nothing of the edge.
-                _ => break,
-            }
+            case.at_work = Some((probe, point.run_id()));
+            case.probes.push(point.clone());
+            case.probes.sort_by_key(|probe| probe.point.settings[&bisect.parameter].as_u64());
+            Ok(Some(point))
+        };
+        let all = |cases: &[Case]| -> Vec<Identified> {
+            cases.iter().flat_map(|case| case.probes.clone()).collect()
+        };
+        for at in 0..cases.len() {
+            next_probe(&mut cases, at)?;
         }
-        Ok(whole)
+        let first = all(&cases);
+        refuse_same_run(&first)?;
+        self.record(plan, &first)?;
+        self.run_points(first, &mut |driver, ended| {
+            let is_at_work = |case: &Case| case.at_work.as_ref().is_some_and(|(_, id)| id == ended);
+            let at = cases.iter().position(is_at_work).expect("a probe is of a case");
+            let (probe, _) = cases[at].at_work.take().expect("it was just found");
+            let finished = match driver.store.status(ended)? {
+                Some(Status::Finished) => true,
+                Some(Status::OutOfMemory | Status::Diverged) => false,
+                // A probe without a result says nothing of the edge: this case's search ends here.
+                _ => return Ok(None),
+            };
+            cases[at].search.record(probe, finished);
+            let next = next_probe(&mut cases, at)?;
+            if next.is_some() {
+                driver.record(plan, &all(&cases))?;
+            }
+            Ok(next)
+        })
     }
 
-    fn run_points(&mut self, points: Vec<Identified>) -> Result<Summary> {
+    /// Runs `points` and what follows each of them.
+    fn run_points(&mut self, points: Vec<Identified>, follow: Follow) -> Result<Summary> {
         let mut summary = Summary::default();
         let mut waiting = VecDeque::new();
         for point in points {
-            match self.is_done(&point) {
-                Ok(true) => summary.reused += 1,
-                Ok(false) => waiting.push_back(point),
-                // A damaged log is this run's trouble alone.
-                Err(error) => summary.ended.push(self.damaged(&point, &error)?),
-            }
+            waiting.extend(self.not_done(point, follow, &mut summary)?);
         }
         self.watcher.begin(summary.reused + waiting.len(), summary.reused);
         let mut running: Vec<(Identified, Running, Option<Event>, usize)> = Vec::new();
@@ -272,6 +298,7 @@ impl Driver<'_> {
                         Start::Done => {
                             summary.elsewhere += 1;
                             self.watcher.done_elsewhere();
+                            self.go_on(&point.run_id(), follow, &mut waiting, &mut summary)?;
                         }
                         Start::Held => {
                             held += 1;
@@ -326,6 +353,7 @@ impl Driver<'_> {
                     (!logged).then(|| run::verdict(exit, &worker.paths, worker.said_before));
                 let ended = self.conclude(&point, verdict)?;
                 self.watcher.ended(line, &ended);
+                self.go_on(&ended.run_id, follow, &mut waiting, &mut summary)?;
                 summary.ended.push(ended);
             }
             if ingested.elapsed() >= INGEST {
@@ -339,6 +367,49 @@ impl Driver<'_> {
         }
         self.watcher.finish();
         Ok(summary)
+    }
+
+    /// Lets what follows a run wait for its turn, before all that waits: a search is brought to its end before another begins.
+    fn go_on(
+        &mut self,
+        ended: &RunId,
+        follow: Follow,
+        waiting: &mut VecDeque<Identified>,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let Some(point) = follow(self, ended)? else { return Ok(()) };
+        let before = summary.reused;
+        let next = self.not_done(point, follow, summary)?;
+        let done = summary.reused - before;
+        self.watcher.more(done + usize::from(next.is_some()), done);
+        if let Some(next) = next {
+            waiting.push_front(next);
+        }
+        Ok(())
+    }
+
+    /// The point, or the first of those that follow it, which has still to be run.
+    fn not_done(
+        &mut self,
+        mut point: Identified,
+        follow: Follow,
+        summary: &mut Summary,
+    ) -> Result<Option<Identified>> {
+        loop {
+            match self.is_done(&point) {
+                Ok(true) => summary.reused += 1,
+                Ok(false) => return Ok(Some(point)),
+                // A damaged log is this run's trouble alone.
+                Err(error) => {
+                    summary.ended.push(self.damaged(&point, &error)?);
+                    return Ok(None);
+                }
+            }
+            match follow(self, &point.run_id())? {
+                Some(next) => point = next,
+                None => return Ok(None),
+            }
+        }
     }
 
     /// Whether a run has its result, by the store or by its own log (a store may be younger than the runs).

@@ -23,12 +23,16 @@ pub struct Plan {
     pub question: Option<String>,
     /// The whole file as JSON, for the store.
     pub spec: Value,
+    /// Its runs; with a search its cases, each with all but the value that is searched.
     pub points: Vec<Point>,
+    /// Made once in each case.
     pub search: Option<Bisect>,
     /// What a project's templates make of the points otherwise than they were written, one line each.
     pub notes: Vec<String>,
-    /// What all points share; a search sets its parameter on it.
+    /// What all points share.
     base: Base,
+    /// What makes each point; the probes of a case set their value beside it.
+    choices: Vec<Vec<Choice>>,
 }
 
 /// One run of a sweep.
@@ -54,6 +58,8 @@ pub struct Bisect {
     pub multiple_of: u64,
     /// Probes work only so many layers of the model, whose memory is that of all of them in a fraction of the time.
     pub probe_layers: Option<u64>,
+    /// Values that are tried first, rising, until one does not finish: the table of the report.
+    pub also: Vec<u64>,
 }
 
 /// The key that a probe sets.
@@ -99,18 +105,15 @@ impl Plan {
         if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
         }
-        refuse_beside_search(&tree)?;
         let base = Base::read(&tree, search_path, overrides)?;
         let axes = axes(&tree)?;
         let search = tree.get("search").map(bisect).transpose()?;
-        let combinations = combine(&tree, axes)?;
-        let swept =
-            combinations.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
+        let choices = combine(&tree, axes)?;
+        refuse_beside_search(&tree, search.as_ref(), &choices)?;
+        let swept = choices.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
         refuse_override(&file, overrides, swept.chain(search.iter().map(|s| &s.parameter)))?;
-        let mut points = Vec::with_capacity(combinations.len());
-        for choices in combinations {
-            points.push(resolve(&base, &choices)?);
-        }
+        let points: Vec<Point> =
+            choices.iter().map(|choices| resolve(&base, choices)).collect::<Result<_>>()?;
         refuse_duplicates(&file, &points)?;
         if let Some(report) = tree.get("report") {
             check_report(report, &points)?;
@@ -121,45 +124,85 @@ impl Plan {
             spec[COMMAND_LINE] = Value::Object(settings.collect());
         }
         let question = question(&text);
-        let mut plan = Plan { name, file, question, spec, points, search, notes: Vec::new(), base };
+        let notes = Vec::new();
+        let mut plan = Plan { name, file, question, spec, points, search, notes, base, choices };
         plan.check_search()?;
         plan.notes = plan.base.notes();
         Ok(plan)
     }
 
-    /// The point of a search that tries `value`, with all layers worked if `whole`.
+    /// The probe of a case (by its place among the points) that tries `value`, with all layers worked if `whole`.
     ///
     /// # Errors
     ///
     /// When the configuration refuses the value.
-    pub fn probe(&self, search: &Bisect, value: u64, whole: bool) -> Result<Point> {
+    pub fn probe(&self, case: usize, search: &Bisect, value: u64, whole: bool) -> Result<Point> {
         let set =
             |key: &str, value: u64| key_choice(key, Written::from_json("search", &value.into()));
-        let mut choices = vec![set(&search.parameter, value)];
+        let mut choices = self.choices[case].clone();
+        choices.push(set(&search.parameter, value));
         choices.extend(search.probe_layers.filter(|_| !whole).map(|n| set(PROBE_LAYERS, n)));
         resolve(&self.base, &choices)
     }
 
+    /// The points that can be named before anything has run: all of them; of a search, those of its cases that try `also`,
+    /// `low` and `high`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::probe`].
+    pub fn foreseen(&self) -> Result<Vec<Point>> {
+        let Some(search) = &self.search else { return Ok(self.points.clone()) };
+        let mut values = [&search.also[..], &[search.low, search.high]].concat();
+        values.sort_unstable();
+        values.dedup();
+        let cases = 0..self.points.len();
+        cases
+            .flat_map(|case| {
+                values.iter().map(move |&value| self.probe(case, search, value, false))
+            })
+            .collect()
+    }
+
     fn check_search(&self) -> Result<()> {
         let Some(search) = &self.search else { return Ok(()) };
-        for value in [search.low, search.high] {
-            self.probe(search, value, true)?;
-            self.probe(search, value, false)?;
+        self.foreseen()?;
+        for case in 0..self.points.len() {
+            self.probe(case, search, search.low, true)?;
+            self.probe(case, search, search.high, true)?;
         }
         Ok(())
     }
 }
 
-/// A search makes its own points: what would make others is refused, not passed over.
-fn refuse_beside_search(tree: &Written) -> Result<()> {
-    let Some(search) = tree.get("search") else { return Ok(()) };
-    for key in ["axes", "zip", "include", "exclude", "seeds"] {
-        if let Some(other) = tree.get(key) {
+/// A search tries each value once and sets it itself: what would set it too, or ask for seeds, is refused.
+fn refuse_beside_search(
+    tree: &Written,
+    search: Option<&Bisect>,
+    choices: &[Vec<Choice>],
+) -> Result<()> {
+    let (Some(written), Some(search)) = (tree.get("search"), search) else { return Ok(()) };
+    let origin = &written.origin;
+    let seed = format!("a search tries each value once; set its seed under `set` (`{SEED}`)");
+    if let Some(seeds) = tree.get("seeds") {
+        let line = seeds.origin.line;
+        bail!(
+            "{origin}: search: expected a sweep without `seeds`, found one at line {line}\n  help: {seed}"
+        );
+    }
+    for choice in choices.iter().flatten() {
+        if choice.axis == SEED {
             bail!(
-                "{}: search: expected a sweep without `{key}`, found one at line {}\n  help: a search makes its own points; set \
-                 what they share under `set` (the seed is `{SEED}`)",
-                search.origin,
-                other.origin.line
+                "{origin}: search: expected a sweep without the axis `{SEED}`, found one\n  help: {seed}"
+            );
+        }
+        let own = [&search.parameter, PROBE_LAYERS];
+        if let Some((key, value)) = choice.settings.iter().find(|(k, _)| own.contains(&k.as_str()))
+        {
+            bail!(
+                "{}: axes.{}: expected keys that the search does not set itself, found `{key}`",
+                value.origin,
+                choice.axis
             );
         }
     }
@@ -567,7 +610,8 @@ fn bisect(search: &Written) -> Result<Bisect> {
         bail!("{}: search: expected `bisect`, found none", search.origin);
     };
     for entry in written.entries("search.bisect")? {
-        let keys = ["parameter", "low", "high", "resolution", "multiple_of", "probe_layers"];
+        let keys =
+            ["parameter", "low", "high", "resolution", "multiple_of", "probe_layers", "also"];
         known(entry, &keys, "search.bisect")?;
     }
     let value = |key: &str| {
@@ -576,21 +620,7 @@ fn bisect(search: &Written) -> Result<Bisect> {
             format!("{}: search.bisect: expected the key `{key}`, found none", written.origin)
         })
     };
-    let whole = |key: &str| -> Result<u64> {
-        let value = value(key)?;
-        let number = match &value.node {
-            Node::Int(n) => u64::try_from(*n).ok().filter(|n| *n > 0),
-            Node::String(text) => text.parse::<fathom_spec::units::Tokens>().ok().map(|t| t.0),
-            _ => None,
-        };
-        number.with_context(|| {
-            format!(
-                "{}: search.bisect.{key}: expected a whole number, 1 or more, found {}",
-                value.origin,
-                value.describe()
-            )
-        })
-    };
+    let whole = |key: &str| whole(value(key)?, &format!("search.bisect.{key}"));
     let optional =
         |key: &str, default: u64| if written.get(key).is_some() { whole(key) } else { Ok(default) };
     let (low, high) = (whole("low")?, whole("high")?);
@@ -607,5 +637,39 @@ fn bisect(search: &Written) -> Result<Bisect> {
     }
     let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
     let probe_layers = written.get("probe_layers").map(|_| whole("probe_layers")).transpose()?;
-    Ok(Bisect { parameter, low, high, resolution, multiple_of, probe_layers })
+    let also = written.get("also").map_or(Ok(Vec::new()), |list| also(list, multiple_of))?;
+    Ok(Bisect { parameter, low, high, resolution, multiple_of, probe_layers, also })
+}
+
+/// The values to try first, rising.
+fn also(list: &Written, multiple_of: u64) -> Result<Vec<u64>> {
+    const PLACE: &str = "search.bisect.also";
+    let mut values = Vec::new();
+    for item in list.items(PLACE)? {
+        let value = whole(item, PLACE)?;
+        if value % multiple_of != 0 {
+            bail!("{}: {PLACE}: expected multiples of {multiple_of}, found {value}", item.origin);
+        }
+        if values.contains(&value) {
+            bail!("{}: {PLACE}: expected each value once, found {value} again", item.origin);
+        }
+        values.push(value);
+    }
+    values.sort_unstable();
+    Ok(values)
+}
+
+fn whole(value: &Written, place: &str) -> Result<u64> {
+    let number = match &value.node {
+        Node::Int(n) => u64::try_from(*n).ok().filter(|n| *n > 0),
+        Node::String(text) => text.parse::<fathom_spec::units::Tokens>().ok().map(|t| t.0),
+        _ => None,
+    };
+    number.with_context(|| {
+        format!(
+            "{}: {place}: expected a whole number, 1 or more, found {}",
+            value.origin,
+            value.describe()
+        )
+    })
 }

@@ -1,7 +1,7 @@
 //! Memory by phase of a step, as PyTorch counts it: allocated bytes, without what the allocator keeps in reserve.
 
 use super::{Settings, bytes_of};
-use crate::config::{GradClipping, ModelConfig, OptimizerType, RunConfig, StateDtype};
+use crate::config::{Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig, StateDtype};
 use crate::units::Bytes;
 
 /// float32, which gradients, angles and log-sum-exps are in.
@@ -77,10 +77,12 @@ struct Sizes {
     layer_parameters: u64,
     parameters: u64,
     tied: bool,
+    /// Whether elementwise passes are fused, and so have no temporaries: bfloat16 on CUDA.
+    fused: bool,
 }
 
 impl Sizes {
-    fn new(config: &RunConfig, model: &ModelConfig) -> Sizes {
+    fn new(config: &RunConfig, model: &ModelConfig, cuda: bool) -> Sizes {
         let size = |n: usize| n as u64;
         let head_dim = size(model.head_dim());
         let (d, f) = (size(model.hidden_size), size(model.intermediate_size));
@@ -101,6 +103,7 @@ impl Sizes {
             layer_parameters: 2 * d * queries + 2 * d * keys + 3 * d * f + 2 * d,
             parameters: model.num_parameters(),
             tied: model.tie_word_embeddings,
+            fused: cuda && config.model.dtype == Dtype::Bfloat16,
         }
     }
 
@@ -117,7 +120,7 @@ pub fn predict(
     settings: Option<&Settings>,
     cuda: bool,
 ) -> Memory {
-    let sizes = Sizes::new(config, model);
+    let sizes = Sizes::new(config, model, cuda);
     match settings {
         Some(settings) => layered(config, &sizes, settings, cuda),
         None => plain(config, &sizes, cuda),
@@ -207,10 +210,11 @@ fn state_bytes(config: &RunConfig, s: &Sizes) -> State {
     let full = |times: u64| State { all: times * s.parameters * FLOAT, device_if_streamed: 0 };
     match optimizer.kind {
         OptimizerType::Adamw if optimizer.state_dtype() == StateDtype::Int8 => {
-            let matrices = 2 * s.queries + 2 * s.keys + 3 * s.f;
-            let layer = int8_moments(matrices * s.d) + 2 * int8_moments(s.d);
+            let matrix = |rows: u64| int8_moments(rows * s.d);
+            let layer =
+                2 * matrix(s.queries) + 2 * matrix(s.keys) + 3 * matrix(s.f) + 2 * matrix(1);
             let tables = if s.tied { 1 } else { 2 };
-            let all = s.layers * layer + tables * int8_moments(s.v * s.d) + int8_moments(s.d);
+            let all = s.layers * layer + tables * matrix(s.v) + matrix(1);
             State { all, device_if_streamed: 0 }
         }
         OptimizerType::Adamw => full(2),
@@ -239,11 +243,12 @@ fn group(s: &Sizes, settings: &Settings) -> (u64, u64) {
     (heads * s.queries / key_value_heads, heads * s.head_dim)
 }
 
-/// A group's projection, tile by tile: normed input, projection, and the rotation's float32 copies.
+/// A group's projection, tile by tile: normed input, projection, and the rotation's float32 copies if it makes any.
 fn projection(s: &Sizes, settings: &Settings) -> u64 {
     let (queries, keys) = group(s, settings);
     let tile = (settings.row_tile_tokens as u64).min(s.tokens);
-    tile * (s.d * s.e + (queries + 2 * keys) * s.e + 3 * (queries + keys) * FLOAT)
+    let rotation = if s.fused { 0 } else { 3 * (queries + keys) * FLOAT };
+    tile * (s.d * s.e + (queries + 2 * keys) * s.e + rotation)
 }
 
 /// A group's rows of the three projections, one below the other.
@@ -277,13 +282,15 @@ fn outputs_of_tiles(s: &Sizes, settings: &Settings) -> u64 {
     }
 }
 
-/// The last output, the buffer for inputs, the head's gradient, and a tile of logits: once in their dtype, once in float32.
+/// The last output, the buffer for inputs, the head's gradient, and a tile of logits: in their dtype, and in float32 unless
+/// their gradient is made in their place.
 fn loss(s: &Sizes, settings: &Settings) -> u64 {
     let tile = (settings.loss_tile_tokens as u64).min(s.tokens);
+    let exact = if s.fused { 0 } else { FLOAT };
     head_on_device(s, settings)
         + (1 + u64::from(settings.activation_offloading)) * s.hidden()
         + s.v * s.d * FLOAT
-        + tile * (s.v * (s.e + FLOAT) + 3 * s.d * s.e)
+        + tile * (s.v * (s.e + exact) + 3 * s.d * s.e)
 }
 
 /// A streamed head is on the device for the loss alone.
@@ -306,17 +313,19 @@ fn brought(s: &Sizes, settings: &Settings) -> u64 {
     if settings.activation_offloading { s.hidden() } else { 0 }
 }
 
-/// `x`, `g`, the heads' outputs; the three gradients; and of a tile five `[t, F]` and three `[t, D]`.
+/// `x`, `g`, the heads' outputs; the three gradients; and of a tile five `[t, F]` (three where the backward of SwiGLU is in
+/// place) and three `[t, D]`.
 fn mlp_backward(s: &Sizes, settings: &Settings) -> u64 {
     let tile = (settings.mlp_tile_tokens as u64).min(s.tokens);
-    let norm = NORM_POSITIONS.min(tile) * s.d * 5 * FLOAT;
+    let norm = if s.fused { 0 } else { NORM_POSITIONS.min(tile) * s.d * 5 * FLOAT };
+    let wide = if s.fused { 3 } else { 5 };
     tied(s)
         + brought(s, settings)
         + s.hidden()
         + outputs_of_tiles(s, settings)
         + log_sum_exp(s)
         + 3 * s.d * s.f * FLOAT
-        + tile * (5 * s.f + 3 * s.d) * s.e
+        + tile * (wide * s.f + 3 * s.d) * s.e
         + norm
 }
 
@@ -348,7 +357,14 @@ fn attention_backward(s: &Sizes, settings: &Settings) -> u64 {
 
 /// The largest step: the MLP's inside the backward, or a table's at one of its ends.
 fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
+    let adafactor = matches!(
+        config.train.optimizer.kind,
+        OptimizerType::Adafactor | OptimizerType::AdafactorSum
+    );
     let temporaries = |elements: u64| {
+        if s.fused && adafactor {
+            return 0;
+        }
         let elements = elements.min(settings.step_elements as u64);
         // The update; for half weights a float32 copy too, and the random bits that round it.
         let half = u64::from(s.w < FLOAT) + u64::from(settings.stochastic_rounding);

@@ -193,7 +193,8 @@ fn host_memory_is_layers_times_tiles() {
     let machine = h100(Bytes::gib(24), Bytes::gib(1000));
     let host = |every: usize| {
         let train = format!(
-            "  activation_offloading: true\n  checkpoint_every_layers: {every}\n  weight_streaming: false\n"
+            "  activation_offloading: true\n  attention_offloading: false\n  checkpoint_every_layers: {every}\n  \
+             weight_streaming: false\n"
         );
         predict(&config(262_144, &train), &shape(LLAMA), &machine).memory.host.0 as f64
     };
@@ -211,15 +212,15 @@ fn what_is_written_is_kept_and_the_rest_is_chosen_to_fit() {
     let roomy = h100(Bytes::gib(80), Bytes::gib(128));
     let llama = shape(LLAMA);
     let chosen = settings(&config(4096, ""), &llama, &roomy);
-    assert!(!chosen.activation_offloading && !chosen.weight_streaming, "{chosen:?}");
+    // Copies of a large model's inputs are hidden, so they leave the device even where there is room.
+    assert!(chosen.activation_offloading && !chosen.weight_streaming, "{chosen:?}");
     assert_eq!((chosen.attention_head_groups, chosen.checkpoint_every_layers), (1, 1));
 
     let small = h100(Bytes::gib(24), Bytes::gib(128));
-    let prediction = predict(&config(200_000, ""), &llama, &small);
+    let prediction = predict(&config(200_000, "  weight_streaming: false\n"), &llama, &small);
     let chosen = prediction.settings.unwrap();
     assert!(prediction.fits(), "{prediction:?}");
-    assert!(chosen.activation_offloading && !chosen.weight_streaming, "{chosen:?}");
-    assert!(chosen.attention_head_groups >= 4, "{chosen:?}");
+    assert!(chosen.activation_offloading && chosen.attention_head_groups >= 4, "{chosen:?}");
 
     let written = settings(
         &config(4096, "  attention_head_groups: 3\n  mlp_tile_tokens: 100\n"),
@@ -254,17 +255,24 @@ fn the_wall_that_is_hit_is_named_with_what_moves_it() {
     assert!(predict(&config(600_000, ""), &llama, &h100(Bytes::gib(80), Bytes::gib(128))).fits());
 }
 
-/// Steps of a prototype on one H100: seconds at 4,096, 53,248 and 262,144 tokens.
+/// Steps measured on one H100 with 24 GiB: seconds, and GiB at the peak, with these settings.
 #[test]
-fn seconds_are_near_the_measured_prototype() {
+fn predictions_are_near_what_was_measured() {
     let machine = h100(Bytes::gib(24), Bytes::gib(128));
-    for (tokens, seconds) in [(4096, 0.71), (53_248, 12.8), (262_144, 226.0)] {
-        let settings = "  checkpoint_every_layers: 1\n";
-        close(
-            predict(&config(tokens, settings), &shape(LLAMA), &machine).seconds_per_step,
-            seconds,
-            0.1,
+    for (tokens, groups, streamed, seconds, gib) in [
+        (4096, 1, false, 0.475, 13.51),
+        (32_768, 8, false, 5.60, 14.18),
+        (32_768, 8, true, 5.72, 2.38),
+        (53_248, 8, false, 11.33, 14.97),
+        (262_144, 16, false, 181.0, 22.14),
+    ] {
+        let settings = format!(
+            "  checkpoint_every_layers: 1\n  activation_offloading: true\n  attention_offloading: false\n  \
+             attention_head_groups: {groups}\n  mlp_tile_tokens: 4096\n  weight_streaming: {streamed}\n"
         );
+        let found = predict(&config(tokens, &settings), &shape(LLAMA), &machine);
+        close(found.seconds_per_step, seconds, 0.08);
+        close(found.memory.device_peak().as_gib(), gib, 0.06);
     }
 }
 
