@@ -99,6 +99,7 @@ fn swaps() -> Vec<Swap> {
         swap("train.optimizer.weight_decay", "0.1"),
         swap("train.optimizer.betas", "[0.8, 0.95]"),
         swap("train.optimizer.eps", "1e-6"),
+        swap("train.optimizer.state_dtype", "int8"),
         Swap { with: ADAFACTOR, ..swap("train.optimizer.beta2_decay", "-0.5") },
         Swap { with: ADAFACTOR, ..swap("train.optimizer.clip_threshold", "2") },
         Swap { with: ADAFACTOR, ..swap("train.optimizer.relative_step_floor", "0.01") },

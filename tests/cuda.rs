@@ -202,6 +202,56 @@ fn adafactors_steps() {
     }
 }
 
+/// Three steps with 8-bit state on CUDA and on the CPU: the same weights, and the same codes but for a few numbers that lie
+/// between two. Brought from host memory, weights and state are the same bits as on the device.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn adamws_steps_in_8_bits() {
+    let section = optimizer_section("{type: adamw, weight_decay: 0.1, state_dtype: int8}");
+    for size in [[100, 2052], [65, 67]] {
+        let start = random(&size, Kind::Float);
+        let gradients = [0; 3].map(|_| random(&size, Kind::Float));
+        let stepped = |kept_on: Device, device: Device| {
+            let kept = start.copy().to_device(kept_on);
+            let named = [("w".to_string(), &kept)];
+            let mut optimizer = Optimizer::on_device(&section, &named, device);
+            optimizer.step_in_blocks(1 << 12);
+            let weight = kept.to_device(device);
+            for gradient in &gradients {
+                optimizer.begin_step();
+                optimizer.step_parameter(0, &weight, &gradient.to_device(device), 0.05);
+            }
+            let state = optimizer.state().into_iter().map(|(name, x)| {
+                if name != "step.w" {
+                    assert_eq!(x.device(), kept_on, "{name}");
+                }
+                (name, x.to_device(Device::Cpu))
+            });
+            (weight.to_device(Device::Cpu), state.collect::<Vec<_>>())
+        };
+        let (weight, state) = stepped(cuda(), cuda());
+        let (expected_weight, expected_state) = stepped(Device::Cpu, Device::Cpu);
+        check("weight", &weight, &expected_weight, 1e-4);
+        assert!(off(&weight, &start) > 0.01, "the weight moved");
+        for ((name, found), (_, expected)) in state.iter().zip(&expected_state) {
+            match found.kind() {
+                Kind::Uint8 => {
+                    let apart = (found.to_kind(Kind::Int) - expected.to_kind(Kind::Int)).abs();
+                    let differing = apart.count_nonzero(None).int64_value(&[]);
+                    assert!(apart.max().int64_value(&[]) <= 1, "{name}");
+                    assert!(differing * 1000 <= apart.numel() as i64, "{name}: {differing} differ");
+                }
+                _ => check(name, found, expected, 1e-5),
+            }
+        }
+        let (streamed_weight, streamed_state) = stepped(Device::Cpu, cuda());
+        assert!(streamed_weight.equal(&weight));
+        for ((name, found), (_, expected)) in streamed_state.iter().zip(&state) {
+            assert!(found.equal(expected), "{name}");
+        }
+    }
+}
+
 /// The mean over many weights of a rounded step is the step, and its size does not depend on where a weight stands.
 #[test]
 #[ignore = "needs a CUDA device"]

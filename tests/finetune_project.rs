@@ -6,7 +6,9 @@ mod tutorial;
 
 use fathom_spec::components::dataset::{self, Target};
 use fathom_spec::components::run::{self, Resolved};
-use fathom_spec::config::{Attention, Dtype, OptimizerType, Packing, RunConfig, ScheduleType};
+use fathom_spec::config::{
+    Attention, Dtype, OptimizerType, Packing, RunConfig, ScheduleType, StateDtype,
+};
 use fathom_spec::project::Project;
 use serde_json::{Map, Value as Json, json};
 use std::path::{Path, PathBuf};
@@ -379,6 +381,13 @@ fn row_56_a_child_swaps_the_optimizer() {
         (torch.kind, torch.relative_step_floor, torch.clip_threshold),
         (OptimizerType::Adafactor, Some(2e-3), Some(2.0))
     );
+    // State in 8 bits is kept so, and nothing is reported.
+    for name in ["bitsandbytes.optim:AdamW8bit", "torchao.optim:AdamW8bit"] {
+        let small = swap(&format!("{name} {{ lr: 0.01, block_size: 256 }}")).optimizer;
+        assert_eq!((small.kind, small.state_dtype()), (OptimizerType::Adamw, StateDtype::Int8));
+        let notes = t.notes("swap.yaml", json!({}));
+        assert!(!notes.iter().any(|n| n.contains("AdamW8bit")), "{notes:?}");
+    }
     // A short name, and arguments by position.
     assert_eq!(swap("AdamW { arg0: null, arg1: 0.5 }").learning_rate, 0.5);
 }

@@ -22,12 +22,20 @@ use tch::{Device, Kind, Tensor};
 struct Shape {
     heads: usize,
     key_value_heads: usize,
+    intermediate_size: usize,
     layers: usize,
     window: Option<usize>,
     tied: bool,
 }
 
-const SHAPE: Shape = Shape { heads: 6, key_value_heads: 3, layers: 3, window: None, tied: false };
+const SHAPE: Shape = Shape {
+    heads: 6,
+    key_value_heads: 3,
+    intermediate_size: 28,
+    layers: 3,
+    window: None,
+    tied: false,
+};
 
 const WHOLE: Settings = Settings {
     attention_head_groups: 1,
@@ -51,7 +59,8 @@ const UNEVEN: Settings =
 
 fn config(shape: Shape) -> ModelConfig {
     let json = serde_json::json!({
-        "model_type": "mistral", "vocab_size": 23, "hidden_size": 20, "intermediate_size": 28, "head_dim": 8,
+        "model_type": "mistral", "vocab_size": 23, "hidden_size": 20, "head_dim": 8,
+        "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.key_value_heads, "sliding_window": shape.window,
         "tie_word_embeddings": shape.tied, "initializer_range": 0.3, "max_position_embeddings": 64,
@@ -355,8 +364,9 @@ fn a_probe_works_only_its_layers() {
     assert_eq!(indices, expected, "embedding, two layers of nine weights, norm and head");
 }
 
-const OPTIMIZERS: [&str; 5] = [
+const OPTIMIZERS: [&str; 6] = [
     "{type: adamw, weight_decay: 0.1}",
+    "{type: adamw, weight_decay: 0.1, state_dtype: int8}",
     "{type: adafactor}",
     "{type: adafactor_sum, weight_decay: 0.1}",
     "{type: sgd, momentum: 0.9}",
@@ -414,7 +424,8 @@ fn optimizer_in_backward_equals_after() {
                     |in_backward: &str| train_section(&[&optimizer, clipping, &dtype, in_backward]);
                 let (inside, after) =
                     (with("optimizer_in_backward: true"), with("optimizer_in_backward: false"));
-                let shape = Shape { tied, ..SHAPE };
+                // The MLP's weights are large enough for 8-bit state.
+                let shape = Shape { tied, intermediate_size: 220, ..SHAPE };
                 let (expected_outcomes, expected) = three_steps(shape, kind, UNEVEN, &after);
                 for weight_streaming in [false, true] {
                     let settings = Settings { weight_streaming, ..UNEVEN };
@@ -546,7 +557,7 @@ fn steps_in_blocks_equal_steps_at_once() {
         let config = train_section(&[&format!("optimizer: {optimizer}")]).optimizer;
         let stepped = |elements: Option<i64>| {
             let weight =
-                (Tensor::arange(7 * 5, (Kind::Float, Device::Cpu)) * 0.9).sin().view([7, 5]);
+                (Tensor::arange(70 * 61, (Kind::Float, Device::Cpu)) * 0.9).sin().view([70, 61]);
             let named = [("w".to_string(), &weight)];
             let mut optimizer = Optimizer::new(&config, &named);
             elements.into_iter().for_each(|elements| optimizer.step_in_blocks(elements));
@@ -557,7 +568,7 @@ fn steps_in_blocks_equal_steps_at_once() {
             }
             weight
         };
-        for elements in [1, 10, 13, 34] {
+        for elements in [1, 122, 700, 4200] {
             check_close(optimizer, &stepped(Some(elements)), &stepped(None), 1e-6);
         }
     }
@@ -616,6 +627,13 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
                 ("train.optimizer", "{type: adafactor}"),
                 ("model.dtype", "bfloat16"),
                 ("train.weights_dtype", "bfloat16"),
+            ],
+        ),
+        (
+            "adamw-int8-streamed",
+            &[
+                ("train.optimizer", "{type: adamw, state_dtype: int8}"),
+                ("train.weight_streaming", "true"),
             ],
         ),
         (

@@ -82,7 +82,7 @@ pub fn of_gradient(gradient: &Tensor) -> Option<Fused> {
 /// Whether rows of `x` can be read eight elements at a time.
 fn in_eights(x: &Tensor) -> bool {
     let columns = x.size().last().copied().unwrap_or(1);
-    x.is_contiguous() && columns % EIGHT == 0 && x.data_ptr() as usize % 16 == 0
+    x.is_contiguous() && columns % EIGHT == 0 && (x.data_ptr() as usize).is_multiple_of(16)
 }
 
 /// One thread for each of `count` things.
@@ -116,7 +116,7 @@ impl Fused {
         unsafe { self.kernels.launch(name, grid, arguments, self.device) };
     }
 
-    /// `crate::train::layered::norm`'s backward: adds the gradient of `x` to `dx` and that of the weight to `d_weight`.
+    /// The backward of the root mean square norm: adds the gradient of `x` to `dx` and that of the weight to `d_weight`.
     ///
     /// # Shapes
     ///
@@ -203,7 +203,7 @@ impl Fused {
             x.kind() == Kind::BFloat16
                 && strides[2] == 1
                 && strides[..2].iter().all(|stride| stride % 2 == 0)
-                && x.data_ptr() as usize % 4 == 0
+                && (x.data_ptr() as usize).is_multiple_of(4)
         };
         if h % 4 != 0 || !parts.into_iter().all(readable) || !tables(cos, sin, t, h) {
             return None;
@@ -386,7 +386,8 @@ impl Fused {
             _ => return None,
         };
         let both = [gradient, weight];
-        let readable = |x: &&Tensor| x.is_contiguous() && x.data_ptr() as usize % 16 == 0;
+        let readable =
+            |x: &&Tensor| x.is_contiguous() && (x.data_ptr() as usize).is_multiple_of(16);
         let fits =
             columns % 4 == 0 && both.iter().all(readable) && weight.size() == [rows, columns];
         let grid = tiles(rows, columns);

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod execute;
 pub mod layered;
 pub mod optimizer;
+pub mod quantized;
 pub mod schedule;
 pub mod step;
 

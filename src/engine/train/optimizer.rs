@@ -8,13 +8,15 @@
 //! above or below at random. In bfloat16, updates below 1/256 of a weight are lost to the nearest, and kept on average at
 //! random. While a parameter is stepped there is one float32 temporary of its size (of [`BLOCK_ELEMENTS`] at most), and
 //! another if the weight is not float32, and one of random bits; AdamW and SGD also take one for a gradient that is not.
+//! AdamW with 8-bit state takes two more, its moments in float32: see [`quantized`].
 //!
 //! Every rule applies the weight decay to every parameter that it steps, norms and embeddings included, as `torch.optim` does.
 
+use super::quantized::{self, Codebooks, LEAST_ELEMENTS, QUANTIZATION_BLOCK, Quantized};
 use crate::kernels::{self, Factors, Fused, SumsOfSquares};
 use crate::torch;
 use anyhow::{Context, Result, bail, ensure};
-use fathom_spec::config::{self, OptimizerType};
+use fathom_spec::config::{self, OptimizerType, StateDtype};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -29,13 +31,15 @@ pub struct Optimizer {
     /// Seeds the rounding of weights that are not float32; `None` rounds to the nearest.
     rounding: Option<u64>,
     block_elements: i64,
+    /// Where state is in 8 bits.
+    codebooks: Option<Codebooks>,
     parameters: Vec<Parameter>,
 }
 
 /// What turns a gradient into a step, with its options.
 #[derive(Debug, Clone, PartialEq)]
 enum Rule {
-    Adamw { betas: [f64; 2], eps: f64 },
+    Adamw { betas: [f64; 2], eps: f64, state_dtype: StateDtype },
     Adafactor { eps: f64, relative_step_floor: f64, beta2_decay: f64, clip_threshold: f64 },
     AdafactorSum { eps: f64, beta2_decay: f64, clip_threshold: f64 },
     Sgd { momentum: f64 },
@@ -49,8 +53,17 @@ struct Parameter {
     steps: Tensor,
     /// Whether it was stepped since `begin_step`.
     stepped: bool,
-    /// float32, in the order of [`Rule::layout`].
+    /// In the order of [`Rule::layout`].
     state: Vec<Tensor>,
+}
+
+/// A tensor of a parameter's state.
+struct Layout {
+    key: &'static str,
+    size: Vec<i64>,
+    kind: Kind,
+    /// Whether it grows with its weight, and is where the weight is.
+    with_weight: bool,
 }
 
 /// [`Rule::AdafactorSum`] remembers at most this share of its second moment from one step to the next, which
@@ -61,14 +74,15 @@ impl Optimizer {
     /// The optimizer of a completed configuration for `parameters`, with all of its state allocated, on their devices.
     ///
     /// The state of a matrix of `r` rows and `c` columns takes, in float32: AdamW `2rc`, Adafactor (both) `r + c`, SGD with
-    /// momentum `rc` and without nothing.
+    /// momentum `rc` and without nothing. With 8-bit state AdamW takes `2rc` bytes and a float32 for 256 of them, where `rc` is
+    /// at least [`LEAST_ELEMENTS`].
     pub fn new(config: &config::Optimizer, parameters: &[(String, &Tensor)]) -> Optimizer {
         let device = parameters.first().map_or(Device::Cpu, |(_, weight)| weight.device());
         Optimizer::on_device(config, parameters, device)
     }
 
-    /// The same for weights that are brought to `device` to be stepped. What is as large as its weight stays where the weight
-    /// is, and is brought with it; rows and columns are on `device`.
+    /// The same for weights that are brought to `device` to be stepped. What grows with its weight stays where the weight is,
+    /// and is brought with it; rows and columns are on `device`.
     pub fn on_device(
         config: &config::Optimizer,
         parameters: &[(String, &Tensor)],
@@ -77,19 +91,26 @@ impl Optimizer {
         let rule = Rule::new(config);
         let parameters = parameters.iter().map(|(name, weight)| {
             let size = weight.size();
-            let zeros = |of: Vec<i64>| match weight.device() == device || of != size {
-                true => Tensor::zeros(of, (Kind::Float, device)),
-                false => {
-                    let like = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(of, false);
+            let zeros = |Layout { size, kind, with_weight, .. }: Layout| match with_weight {
+                true if weight.device() != device => {
+                    let like = Tensor::zeros([1], (kind, Device::Cpu)).expand(size, false);
                     torch::host_empty_like(&like, device).zero_()
                 }
+                _ => Tensor::zeros(size, (kind, device)),
             };
-            let state = rule.layout(&size).into_iter().map(|(_, size)| zeros(size)).collect();
+            let state = rule.layout(&size).into_iter().map(zeros).collect();
             Parameter { name: name.clone(), size, steps: Tensor::from(0i64), stepped: true, state }
         });
         let parameters = parameters.collect();
-        let (weight_decay, rounding) = (config.weight_decay, None);
-        Optimizer { rule, weight_decay, rounding, block_elements: BLOCK_ELEMENTS, parameters }
+        let int8 = matches!(rule, Rule::Adamw { state_dtype: StateDtype::Int8, .. });
+        Optimizer {
+            weight_decay: config.weight_decay,
+            rounding: None,
+            block_elements: BLOCK_ELEMENTS,
+            codebooks: int8.then(|| Codebooks::new(device)),
+            rule,
+            parameters,
+        }
     }
 
     /// Steps at most so many elements of a matrix at one time: temporaries are of this size. Adafactor makes the update of
@@ -149,6 +170,7 @@ impl Optimizer {
                 weight_decay: self.weight_decay,
                 rounding: self.rounding.map(|seed| mix(mix(seed, index as u64), count as u64)),
                 block_elements: self.block_elements,
+                codebooks: self.codebooks.as_ref(),
             };
             step.apply(&self.rule, &mut state);
             for (kept, state) in parameter.state.iter().zip(&state) {
@@ -167,7 +189,7 @@ impl Optimizer {
         for parameter in &self.parameters {
             let layout = self.rule.layout(&parameter.size);
             let state =
-                layout.iter().zip(&parameter.state).map(|((key, _), tensor)| (*key, tensor));
+                layout.iter().zip(&parameter.state).map(|(layout, tensor)| (layout.key, tensor));
             for (key, tensor) in std::iter::once(("step", &parameter.steps)).chain(state) {
                 all.push((format!("{key}.{}", parameter.name), tensor.shallow_clone()));
             }
@@ -218,9 +240,11 @@ impl Optimizer {
         let mut options =
             vec![("type", json!(self.rule.name())), ("weight_decay", json!(self.weight_decay))];
         match self.rule {
-            Rule::Adamw { betas, eps } => {
-                options.extend([("betas", json!(betas)), ("eps", json!(eps))]);
-            }
+            Rule::Adamw { betas, eps, state_dtype } => options.extend([
+                ("betas", json!(betas)),
+                ("eps", json!(eps)),
+                ("state_dtype", json!(state_dtype)),
+            ]),
             Rule::Adafactor { eps, relative_step_floor, beta2_decay, clip_threshold } => options
                 .extend([
                     ("eps", json!(eps)),
@@ -244,7 +268,8 @@ impl Optimizer {
     }
 
     fn help(&self) -> String {
-        format!("help: the state must be of `{}` and the same model", self.rule.name())
+        let in_8_bits = if self.codebooks.is_some() { " with `state_dtype: int8`" } else { "" };
+        format!("help: the state must be of `{}`{in_8_bits} and the same model", self.rule.name())
     }
 }
 
@@ -259,7 +284,7 @@ impl Rule {
         match config.kind {
             OptimizerType::Adamw => {
                 let betas = config.betas.expect("train.optimizer.betas: expected to be completed");
-                Rule::Adamw { betas, eps: eps() }
+                Rule::Adamw { betas, eps: eps(), state_dtype: config.state_dtype() }
             }
             OptimizerType::Adafactor => Rule::Adafactor {
                 eps: eps(),
@@ -285,26 +310,46 @@ impl Rule {
         }
     }
 
-    /// The state that a parameter of this size needs: names and sizes. The names are those of `torch.optim`, where it has one.
-    fn layout(&self, size: &[i64]) -> Vec<(&'static str, Vec<i64>)> {
-        let full = || size.to_vec();
+    /// The state that a parameter of this size needs. The names are those of `torch.optim`, where it has one.
+    fn layout(&self, size: &[i64]) -> Vec<Layout> {
+        let of = |key, size: Vec<i64>, kind, with_weight| Layout { key, size, kind, with_weight };
+        let full = |key| of(key, size.to_vec(), Kind::Float, true);
+        let factor = |key, size| of(key, size, Kind::Float, false);
+        let elements: i64 = size.iter().product();
+        let codes = |key| of(key, size.to_vec(), Kind::Uint8, true);
+        let absmax = |key| {
+            let blocks = quantized::blocks(elements);
+            of(key, vec![blocks], Kind::Float, true)
+        };
         match (self, size) {
-            (Rule::Adamw { .. }, _) => vec![("exp_avg", full()), ("exp_avg_sq", full())],
-            (Rule::Adafactor { .. }, [outer @ .., rows, columns]) => vec![
-                ("row_var", [outer, &[*rows, 1]].concat()),
-                ("col_var", [outer, &[1, *columns]].concat()),
-            ],
-            (Rule::AdafactorSum { .. }, [outer @ .., columns]) if !outer.is_empty() => {
-                vec![("row_sum", vec![outer.iter().product()]), ("col_sum", vec![*columns])]
+            (Rule::Adamw { state_dtype: StateDtype::Int8, .. }, _)
+                if elements >= LEAST_ELEMENTS =>
+            {
+                vec![
+                    codes("exp_avg"),
+                    absmax("exp_avg_absmax"),
+                    codes("exp_avg_sq"),
+                    absmax("exp_avg_sq_absmax"),
+                ]
             }
-            (Rule::Adafactor { .. } | Rule::AdafactorSum { .. }, _) => vec![("variance", full())],
+            (Rule::Adamw { .. }, _) => vec![full("exp_avg"), full("exp_avg_sq")],
+            (Rule::Adafactor { .. }, [outer @ .., rows, columns]) => vec![
+                factor("row_var", [outer, &[*rows, 1]].concat()),
+                factor("col_var", [outer, &[1, *columns]].concat()),
+            ],
+            (Rule::AdafactorSum { .. }, [outer @ .., columns]) if !outer.is_empty() => vec![
+                factor("row_sum", vec![outer.iter().product()]),
+                factor("col_sum", vec![*columns]),
+            ],
+            (Rule::Adafactor { .. } | Rule::AdafactorSum { .. }, _) => vec![full("variance")],
             (Rule::Sgd { momentum: 0.0 }, _) => vec![],
-            (Rule::Sgd { .. }, _) => vec![("momentum_buffer", full())],
+            (Rule::Sgd { .. }, _) => vec![full("momentum_buffer")],
         }
     }
 }
 
 /// One step of one parameter.
+#[derive(Clone, Copy)]
 struct Step<'a> {
     /// Changed in place.
     weight: &'a Tensor,
@@ -316,6 +361,8 @@ struct Step<'a> {
     /// Seeds the rounding; `None` rounds to the nearest.
     rounding: Option<u64>,
     block_elements: i64,
+    /// Where state may be in 8 bits.
+    codebooks: Option<&'a Codebooks>,
 }
 
 /// Some rows of a weight, and of what has its size.
@@ -351,8 +398,22 @@ impl Step<'_> {
     /// Changes the weight and its state.
     fn apply(&self, rule: &Rule, state: &mut [Tensor]) {
         match (rule, state) {
-            (&Rule::Adamw { betas, eps }, [exp_avg, exp_avg_sq]) => {
+            (&Rule::Adamw { betas, eps, .. }, [exp_avg, exp_avg_sq]) => {
                 self.adamw(betas, eps, exp_avg, exp_avg_sq);
+            }
+            (
+                &Rule::Adamw { betas, eps, .. },
+                [exp_avg, exp_avg_absmax, exp_avg_sq, exp_avg_sq_absmax],
+            ) => {
+                let books = self.codebooks.expect("8-bit state comes with its codebooks");
+                let moment = |codebook, codes: &Tensor, absmax: &Tensor| Quantized {
+                    codebook,
+                    codes: codes.view(-1),
+                    absmax: absmax.shallow_clone(),
+                };
+                let exp_avg = moment(&books.exp_avg, exp_avg, exp_avg_absmax);
+                let exp_avg_sq = moment(&books.exp_avg_sq, exp_avg_sq, exp_avg_sq_absmax);
+                self.adamw_quantized(betas, eps, &exp_avg, &exp_avg_sq);
             }
             (
                 &Rule::Adafactor { eps, relative_step_floor, beta2_decay, clip_threshold },
@@ -389,22 +450,67 @@ impl Step<'_> {
     /// # Shapes
     ///
     /// - `exp_avg`, `exp_avg_sq`: the size of the weight
-    fn adamw(&self, [beta1, beta2]: [f64; 2], eps: f64, exp_avg: &Tensor, exp_avg_sq: &Tensor) {
-        let bias_correction = |beta: f64| 1.0 - beta.powf(self.count);
-        let step_size = self.scalar(-self.learning_rate / bias_correction(beta1));
+    fn adamw(&self, betas: [f64; 2], eps: f64, exp_avg: &Tensor, exp_avg_sq: &Tensor) {
         self.each_block(|weight, block| {
             let (mut exp_avg, mut exp_avg_sq) = (block.of(exp_avg), block.of(exp_avg_sq));
-            let grad = block.of(self.grad).to_kind(Kind::Float);
-            self.decay(weight);
-            let scratch = grad.square();
-            let _ = exp_avg.lerp_(&grad, 1.0 - beta1);
-            let _ = exp_avg_sq.lerp_(&scratch, 1.0 - beta2);
-            let mut root = exp_avg_sq.sqrt_out(&scratch);
-            root /= bias_correction(beta2).sqrt();
-            root += eps;
-            let update = exp_avg.div_out(&scratch, &root);
-            let _ = weight.addcmul_(&update, &step_size);
+            self.adamw_block(betas, eps, weight, block, &mut exp_avg, &mut exp_avg_sq);
         });
+    }
+
+    /// The same with moments that are kept in 8 bits: read as float32, stepped with, and rounded to codes anew.
+    ///
+    /// # Shapes
+    ///
+    /// - `exp_avg`, `exp_avg_sq`: `[E]`, the weight's elements in a row
+    fn adamw_quantized(
+        &self,
+        betas: [f64; 2],
+        eps: f64,
+        exp_avg: &Quantized,
+        exp_avg_sq: &Quantized,
+    ) {
+        let (weight, grad) = (&self.weight.view(-1), &self.grad.reshape(-1));
+        // A scale's numbers are stepped together.
+        let block_elements = (self.block_elements / QUANTIZATION_BLOCK).max(1) * QUANTIZATION_BLOCK;
+        let flat = Step { weight, grad, block_elements, ..*self };
+        flat.each_block(|weight, block| {
+            let (from, count) = block.rows.unwrap_or((0, weight.numel() as i64));
+            let mut kept = [exp_avg, exp_avg_sq].map(|moment| moment.narrow(from, count));
+            let mut exact = kept.each_ref().map(Quantized::dequantize);
+            let [exp_avg, exp_avg_sq] = &mut exact;
+            flat.adamw_block(betas, eps, weight, block, exp_avg, exp_avg_sq);
+            for (kept, exact) in kept.iter_mut().zip(exact) {
+                kept.quantize(exact);
+            }
+        });
+    }
+
+    /// AdamW of one block.
+    ///
+    /// # Shapes
+    ///
+    /// - `weight`, `exp_avg`, `exp_avg_sq`: the block's, float32; changed in place
+    fn adamw_block(
+        &self,
+        [beta1, beta2]: [f64; 2],
+        eps: f64,
+        weight: &mut Tensor,
+        block: Block,
+        exp_avg: &mut Tensor,
+        exp_avg_sq: &mut Tensor,
+    ) {
+        let bias_correction = |beta: f64| 1.0 - beta.powf(self.count);
+        let step_size = self.scalar(-self.learning_rate / bias_correction(beta1));
+        let grad = block.of(self.grad).to_kind(Kind::Float);
+        self.decay(weight);
+        let scratch = grad.square();
+        let _ = exp_avg.lerp_(&grad, 1.0 - beta1);
+        let _ = exp_avg_sq.lerp_(&scratch, 1.0 - beta2);
+        let mut root = exp_avg_sq.sqrt_out(&scratch);
+        root /= bias_correction(beta2).sqrt();
+        root += eps;
+        let update = exp_avg.div_out(&scratch, &root);
+        let _ = weight.addcmul_(&update, &step_size);
     }
 
     /// Adafactor as `torch.optim.Adafactor`: Shazeer and Stern (2018), <https://arxiv.org/abs/1804.04235>, with the means of

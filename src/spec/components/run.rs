@@ -323,6 +323,9 @@ impl Run<'_> {
             other => bail!("{}: expected an optimizer, found `{other}`", optimizer.origin),
         };
         self.set_plain("train.optimizer.type", kind, optimizer.origin)?;
+        if optimizer.component.name == "AdamW8bit" {
+            self.set_plain("train.optimizer.state_dtype", "int8", optimizer.origin)?;
+        }
         self.copy(&optimizer, "weight_decay", "train.optimizer.weight_decay")?;
         for (argument, key) in arguments {
             self.copy(&optimizer, argument, &format!("train.optimizer.{key}"))?;

@@ -260,6 +260,20 @@ pub struct Optimizer {
     /// `sgd`: 0 when not given.
     #[serde(default)]
     pub momentum: Option<f64>,
+    /// `adamw`: what the moments are kept in, `float32` when not given.
+    #[serde(default)]
+    pub state_dtype: Option<StateDtype>,
+}
+
+/// What an optimizer's state is kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateDtype {
+    #[default]
+    Float32,
+    /// One byte a number with a float32 scale for every 256, by block-wise dynamic quantization (Dettmers et al. 2022,
+    /// <https://arxiv.org/abs/2110.02861>). The state of parameters with fewer than 4096 elements stays in float32.
+    Int8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -410,16 +424,18 @@ pub struct Digests {
     pub data: String,
 }
 
-/// Keys that came after runs had been hashed, each with the value (as JSON) that stands for what runs did before. Left at
-/// it, a key is no part of the hash, so that no finished run is done again. Those that stand at `null` need no line here.
-const CAME_LATER: [(&str, &str, &str); 7] = [
-    ("train", "save_checkpoints", "true"),
-    ("data", "sample_by", r#""document""#),
-    ("data", "stride", "0"),
-    ("data", "overflow", "true"),
-    ("data", "continuation", r#""seamless""#),
-    ("data", "shuffle_blocks", "false"),
-    ("data", "select", "{}"),
+/// Keys (as JSON pointers) that came after runs had been hashed, each with the value (as JSON) that stands for what runs did
+/// before. Left at it, a key is no part of the hash, so that no finished run is done again. Those that stand at `null` need no
+/// line here.
+const CAME_LATER: [(&str, &str); 8] = [
+    ("/train/save_checkpoints", "true"),
+    ("/train/optimizer/state_dtype", r#""float32""#),
+    ("/data/sample_by", r#""document""#),
+    ("/data/stride", "0"),
+    ("/data/overflow", "true"),
+    ("/data/continuation", r#""seamless""#),
+    ("/data/shuffle_blocks", "false"),
+    ("/data/select", "{}"),
 ];
 
 impl RunConfig {
@@ -469,10 +485,11 @@ impl RunConfig {
     /// Left out: `run.device`, `run.threads` (where it ran) and the paths themselves.
     pub fn identity(&self, digests: &Digests) -> RunIdentity {
         let mut json = self.to_json();
-        for (section, key, before) in CAME_LATER {
+        for (key, before) in CAME_LATER {
             let before: serde_json::Value = serde_json::from_str(before).expect("a line of JSON");
-            if json[section][key] == before {
-                json[section][key] = serde_json::Value::Null;
+            let value = json.pointer_mut(key).expect("the complete form has every key");
+            if *value == before {
+                *value = serde_json::Value::Null;
             }
         }
         json["run"] = serde_json::json!({ "memory_cap": self.run.memory_cap, "probe_layers": self.run.probe_layers });
@@ -657,6 +674,11 @@ impl Schedule {
 }
 
 impl Optimizer {
+    /// What the moments of `adamw` are kept in.
+    pub fn state_dtype(&self) -> StateDtype {
+        self.state_dtype.unwrap_or_default()
+    }
+
     fn complete(&mut self) -> Result<(), String> {
         use OptimizerType::{Adafactor, AdafactorSum, Adamw, Sgd};
         let kind = self.kind;
@@ -668,6 +690,7 @@ impl Optimizer {
             ("clip_threshold", self.clip_threshold.is_some() && !factored),
             ("relative_step_floor", self.relative_step_floor.is_some() && kind != Adafactor),
             ("momentum", self.momentum.is_some() && kind != Sgd),
+            ("state_dtype", self.state_dtype.is_some() && kind != Adamw),
         ];
         if let Some((option, _)) = foreign.iter().find(|(_, given)| *given) {
             let name = serde_json::to_value(kind).map_or(String::new(), |v| v.to_string());

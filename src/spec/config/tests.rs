@@ -52,6 +52,11 @@ fn mistakes_say_where_and_what() {
     );
     let ignored = error(&format!("{SMALL}  optimizer: {{type: sgd, betas: [0.9, 0.99]}}\n"));
     assert_eq!(ignored, "run.yaml:7: train.optimizer: `betas` is not an option of `sgd`");
+    let ignored = error(&format!("{SMALL}  optimizer: {{type: adafactor, state_dtype: int8}}\n"));
+    assert_eq!(
+        ignored,
+        "run.yaml:7: train.optimizer: `state_dtype` is not an option of `adafactor`"
+    );
     for (written, message) in [
         ("type: sgd, momentum: 1", "momentum: expected a number from 0 to below 1, found `1`"),
         ("type: adamw, eps: -1e-8", "eps: expected 0 or more, found `-0.00000001`"),
@@ -142,6 +147,20 @@ fn keys_of_the_engines_are_hashed_only_where_written() {
     let probe = format!("{layered}run: {{probe_layers: 2}}\n");
     assert_ne!(hash(&layered), hash(SMALL));
     assert_ne!(hash(&probe), hash(&layered));
+}
+
+/// State in float32 is what runs had before there was a choice.
+#[test]
+fn state_dtype_is_hashed_where_it_is_not_float32() {
+    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
+    let hash = |optimizer: &str| {
+        let config = read(&format!("{SMALL}  optimizer: {{type: adamw{optimizer}}}\n")).unwrap();
+        config.identity(&digests)
+    };
+    assert_eq!(hash(", state_dtype: float32"), hash(""));
+    assert_ne!(hash(", state_dtype: int8"), hash(""));
+    let plain = read(SMALL).unwrap().to_json();
+    assert_eq!(plain["train"]["optimizer"].get("state_dtype"), Some(&serde_json::Value::Null));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Memory by phase of a step, as PyTorch counts it: allocated bytes, without what the allocator keeps in reserve.
 
 use super::{Settings, bytes_of};
-use crate::config::{Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig};
+use crate::config::{Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig, StateDtype};
 use crate::units::Bytes;
 
 /// float32, which gradients, angles and log-sum-exps are in.
@@ -264,6 +264,14 @@ fn state_bytes(config: &RunConfig, s: &Sizes) -> State {
     let optimizer = &config.train.optimizer;
     let full = |times: u64| State { all: times * s.parameters * FLOAT, device_if_streamed: 0 };
     match optimizer.kind {
+        OptimizerType::Adamw if optimizer.state_dtype() == StateDtype::Int8 => {
+            let matrix = |rows: u64| int8_moments(rows * s.d);
+            let layer =
+                2 * matrix(s.queries) + 2 * matrix(s.keys) + 3 * matrix(s.f) + 2 * matrix(1);
+            let tables = if s.tied { 1 } else { 2 };
+            let all = s.layers * layer + tables * matrix(s.v) + matrix(1);
+            State { all, device_if_streamed: 0 }
+        }
         OptimizerType::Adamw => full(2),
         OptimizerType::Sgd if optimizer.momentum.unwrap_or(0.0) == 0.0 => full(0),
         OptimizerType::Sgd => full(1),
@@ -275,6 +283,12 @@ fn state_bytes(config: &RunConfig, s: &Sizes) -> State {
             State { all: all * FLOAT, device_if_streamed: all * FLOAT }
         }
     }
+}
+
+/// AdamW's two moments of one weight in 8 bits: a byte a number and a float32 for 256 of them, or float32 where they are few
+/// (`quantized::LEAST_ELEMENTS` of the engine).
+fn int8_moments(elements: u64) -> u64 {
+    2 * if elements < 4096 { elements * FLOAT } else { elements + elements.div_ceil(256) * FLOAT }
 }
 
 /// The largest group's share of query and key-value numbers of a position.
@@ -419,13 +433,13 @@ fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
         // The update; for half weights a float32 copy too, and the random bits that round it.
         let half = u64::from(s.w < FLOAT) + u64::from(settings.stochastic_rounding);
         let of_adamw = u64::from(config.train.optimizer.kind == OptimizerType::Adamw);
-        elements * FLOAT * (1 + half + of_adamw)
+        elements * FLOAT * (1 + half + of_adamw + int8_temporaries(config))
     };
     if !settings.optimizer_in_backward {
         return temporaries(s.v * s.d);
     }
     let streamed_state = |elements: u64| match settings.weight_streaming {
-        true => elements * FLOAT * full_states(config),
+        true => full_states(config, elements),
         false => 0,
     };
     let outputs = match settings.attention_offloading {
@@ -449,14 +463,22 @@ fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
     mlp.max(table)
 }
 
-/// Tensors of a weight's own size that the optimizer keeps of it.
-fn full_states(config: &RunConfig) -> u64 {
+/// Bytes of the state that grows with a weight of so many elements.
+fn full_states(config: &RunConfig, elements: u64) -> u64 {
     let optimizer = &config.train.optimizer;
     match optimizer.kind {
-        OptimizerType::Adamw => 2,
-        OptimizerType::Sgd => u64::from(optimizer.momentum.unwrap_or(0.0) > 0.0),
-        OptimizerType::Adafactor | OptimizerType::AdafactorSum => 0,
+        OptimizerType::Adamw if optimizer.state_dtype() == StateDtype::Int8 => {
+            int8_moments(elements)
+        }
+        OptimizerType::Adamw => 2 * elements * FLOAT,
+        OptimizerType::Sgd if optimizer.momentum.unwrap_or(0.0) > 0.0 => elements * FLOAT,
+        OptimizerType::Sgd | OptimizerType::Adafactor | OptimizerType::AdafactorSum => 0,
     }
+}
+
+/// Moments in 8 bits are float32 while a weight is stepped.
+fn int8_temporaries(config: &RunConfig) -> u64 {
+    if config.train.optimizer.state_dtype() == StateDtype::Int8 { 2 } else { 0 }
 }
 
 /// Ordinary autograd: all activations, or with checkpointing one layer's and every layer's input. Coarser than the above:
@@ -478,13 +500,11 @@ fn plain(config: &RunConfig, s: &Sizes, cuda: bool) -> Memory {
     let base = weights + state + gradients + s.tokens * (s.head_dim * FLOAT + 16) + workspaces;
     let tile = (config.train.loss_tile_tokens as u64).min(s.tokens);
     let logits = tile * s.v * (2 * s.e + 2 * FLOAT);
+    let temporaries = 1 + u64::from(s.w < FLOAT) + int8_temporaries(config);
     let phases = vec![
         (Phase::Forward, Bytes(base + activations + casts)),
         (Phase::Loss, Bytes(base + activations + casts + 2 * s.hidden() + logits)),
-        (
-            Phase::Optimizer,
-            Bytes(base + (s.v * s.d).max(s.d * s.f) * FLOAT * (1 + u64::from(s.w < FLOAT))),
-        ),
+        (Phase::Optimizer, Bytes(base + (s.v * s.d).max(s.d * s.f) * FLOAT * temporaries)),
     ];
     Memory { weights: Bytes(weights), optimizer: Bytes(state), phases, host: Bytes(0) }
 }

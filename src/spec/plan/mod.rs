@@ -111,8 +111,8 @@ pub fn predict(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Pr
     Prediction { engine, settings, memory, work, seconds_per_step, wall }
 }
 
-/// The settings of the layered engine: what is written, and for the rest the fastest that fits; of those that are as fast, to
-/// [`AS_FAST`], what takes least of the device. Where nothing fits what takes least is chosen, and [`Prediction::fits`] says so.
+/// The settings of the layered engine: what is written, and for the rest the fastest that fits; of those that are within half a
+/// percent of it, what takes least of the device. Where nothing fits what takes least is chosen, and [`Prediction::fits`] says so.
 pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Settings {
     let memory = |settings: &Settings| memory::predict(config, model, Some(settings), machine.cuda);
     let seconds = |settings: &Settings| {

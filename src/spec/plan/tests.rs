@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::written::Written;
+use crate::config::{OptimizerType, StateDtype};
 
 const LLAMA: &str = r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "max_position_embeddings": 4096}"#;
@@ -159,6 +160,31 @@ fn weights_are_counted_to_the_byte() {
     close(weights(MISTRAL, false) / GIB, 13.489, 1e-4);
     close(weights(LLAMA, true), 2.0 * 386.0 * (1 << 20) as f64, 1e-3);
     close(weights(MISTRAL, true), 2.0 * 416.0 * (1 << 20) as f64, 1e-3);
+}
+
+/// AdamW's state: 8 bytes a parameter, or 2 and a float32 for every 256 of both moments.
+#[test]
+fn optimizer_state_is_counted_to_the_byte() {
+    let machine = h100(Bytes::gib(80), Bytes::gib(1000));
+    let state = |optimizer: &str, streamed: bool| {
+        let mut config = config(4096, &format!("  weight_streaming: {streamed}\n"));
+        config.train.optimizer.kind = OptimizerType::Adamw;
+        config.train.optimizer.state_dtype = (optimizer == "int8").then_some(StateDtype::Int8);
+        predict(&config, &shape(LLAMA), &machine).memory
+    };
+    let parameters = 6_738_415_616.0;
+    close(state("float32", false).optimizer.0 as f64, 8.0 * parameters, 1e-9);
+    // A norm of 4,096 elements is quantized too.
+    close(state("int8", false).optimizer.0 as f64, (2.0 + 8.0 / 256.0) * parameters, 1e-9);
+    let streamed = state("int8", true);
+    assert_eq!(streamed.optimizer.0, 0);
+    let moved = state("float32", true).host.0 - streamed.host.0;
+    close(moved as f64, (8.0 - 2.03125) * parameters, 1e-9);
+    let temporaries = |memory: Memory| memory.phases.last().unwrap().1.0;
+    let more = temporaries(state("int8", false)) as f64 + 5.96875 * parameters
+        - temporaries(state("float32", false)) as f64;
+    // Two float32 temporaries of a block.
+    close(more, 2.0 * 4.0 * f64::from(1 << 26), 1e-3);
 }
 
 /// Layer inputs cost 256 KiB a token of either model.

@@ -10,9 +10,10 @@ use super::kept::{Arrived, KeptRows};
 use super::kernel::Saved;
 use super::mlp::Projections;
 use super::outputs::Outputs;
-use crate::torch::Event;
+use crate::torch::{Event, SideStream};
 use fathom_spec::config::{ModelConfig, Recompute};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Device, Tensor};
 
 /// Bytes of a tile in host memory: a power of two, or a little less.
@@ -41,18 +42,18 @@ pub struct OfLayer {
 }
 
 impl Activations {
-    /// For layers whose heads are in `groups`; in host memory if `offload`. `element_bytes` is a number's size.
+    /// For layers whose heads are in `groups`; in host memory if there is a stream to copy on. `element_bytes` is a number's size.
     pub fn new(
         recompute: Recompute,
         groups: &[HeadGroup],
         head_dim: i64,
-        offload: bool,
+        side: Option<&Rc<SideStream>>,
         element_bytes: i64,
         device: Device,
     ) -> Activations {
         let rows = |heads: i64| {
             let tile_tokens = (TILE_BYTES / (heads * head_dim * element_bytes)).max(1);
-            KeptRows::new(offload, tile_tokens, device)
+            KeptRows::new(side.cloned(), tile_tokens, device)
         };
         let of = |kept: bool, heads: fn(&HeadGroup) -> i64| match kept {
             true => groups.iter().map(|group| rows(heads(group))).collect(),
@@ -89,7 +90,7 @@ impl Activations {
     }
 
     /// Keeps a group's queries, keys and values, if they are to be kept.
-    pub fn keep_heads(&mut self, layer: usize, index: usize, heads: Heads) {
+    pub fn keep_heads(&mut self, layer: usize, index: usize, heads: &Heads) {
         if let Some(rows) = self.heads.get_mut(index) {
             let flat = heads.side_by_side();
             let copied = rows.keep_own(layer, &flat);
@@ -142,13 +143,23 @@ impl Activations {
         })
     }
 
-    /// A group of `layer` is done with: its part of the next layer may come.
-    pub fn done(&mut self, layer: usize, index: usize, next: Option<usize>) {
-        for rows in [self.outputs.get_mut(index), self.heads.get_mut(index)].into_iter().flatten() {
+    /// A group of `layer` is done with: its outputs of the next layer, which that needs first, may come.
+    pub fn done_with_group(&mut self, layer: usize, index: usize, next: Option<usize>) {
+        if let Some(rows) = self.heads.get_mut(index) {
+            rows.forget(layer);
+        }
+        if let Some(rows) = self.outputs.get_mut(index) {
             rows.forget(layer);
             if let Some(next) = next {
                 rows.refill_all(next);
             }
+        }
+    }
+
+    /// All of a layer is done with: the next one's queries, keys and values may come.
+    pub fn done_with_layer(&mut self, next: Option<usize>) {
+        if let Some(next) = next {
+            self.heads.iter_mut().for_each(|rows| rows.refill_all(next));
         }
     }
 

@@ -133,7 +133,7 @@ impl Heads {
 /// backward needs of each group.
 ///
 /// The forward, and the recompute of the backward: there is no other. `keep` is given each group's queries, keys and values
-/// when they have served.
+/// as soon as they are made.
 ///
 /// # Shapes
 ///
@@ -144,17 +144,16 @@ pub fn forward(
     layer: &Block,
     shared: &Shared,
     outputs: &mut Outputs,
-    mut keep: impl FnMut(usize, Heads),
+    mut keep: impl FnMut(usize, &Heads),
 ) -> Vec<Saved> {
     let (t, _) = x.size2();
     let of_group = |(index, group): (usize, &HeadGroup)| {
         let qkv_proj = group.qkv_proj(layer, shared.stream.head_dim);
         let heads = project(x, layer, &qkv_proj, *group, shared);
+        keep(index, &heads);
         let (q, k, v) = (heads.queries(), heads.keys(), heads.values());
         let (o, saved) = shared.kernel.forward(&q, &k, &v, shared.stream.lengths);
         outputs.push(o.reshape([t, -1]));
-        drop((q, k, v));
-        keep(index, heads);
         saved
     };
     shared.groups.iter().enumerate().map(of_group).collect()

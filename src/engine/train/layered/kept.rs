@@ -10,6 +10,7 @@
 
 use crate::torch::{Event, SideStream, copy, host_empty_like};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Device, Tensor};
 
 /// One tensor of each of some layers: inputs, or heads' outputs, or their queries, keys and values.
@@ -24,7 +25,8 @@ pub struct KeptRows {
 
 /// What offloading needs, kept from step to step.
 struct Offload {
-    side: SideStream,
+    /// Shared with all that is kept: copies are made in the order that they are asked for.
+    side: Rc<SideStream>,
     /// Tiles that hold nothing now: `[tile_tokens, D]` each, in host memory.
     free: Vec<Tensor>,
     /// Where they come back to.
@@ -72,14 +74,10 @@ impl Arrived {
 }
 
 impl KeptRows {
-    /// In host memory if `offload`, else on `device`.
-    pub fn new(offload: bool, tile_tokens: i64, device: Device) -> KeptRows {
-        let offload = offload.then(|| Offload {
-            side: SideStream::new(device),
-            free: Vec::new(),
-            buffer: None,
-            arriving: None,
-        });
+    /// In host memory, copied on the stream that is given; without one on `device`.
+    pub fn new(side: Option<Rc<SideStream>>, tile_tokens: i64, device: Device) -> KeptRows {
+        let offload =
+            side.map(|side| Offload { side, free: Vec::new(), buffer: None, arriving: None });
         KeptRows { device, offload, kept: BTreeMap::new(), tile_tokens }
     }
 

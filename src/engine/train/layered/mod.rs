@@ -26,7 +26,7 @@ pub mod weights;
 use super::step::Stream;
 use crate::model::block::{self, Block};
 use crate::model::{Model, at_least_float};
-use crate::torch::Event;
+use crate::torch::{Event, SideStream};
 use activations::{Activations, OfLayer};
 use attention::{AttentionGradients, Done, HeadGroup, Shared, head_groups};
 use fathom_spec::config::{Attention, Recompute};
@@ -38,6 +38,7 @@ use loss::{Head, Loss};
 use mlp::{MlpGradients, Projections};
 use outputs::{HostOutputs, Outputs};
 use serde_json::{Value, json};
+use std::rc::Rc;
 use tch::{Kind, Tensor, no_grad};
 use weights::{LayerWeights, Weights};
 
@@ -92,18 +93,19 @@ impl<'a> Layered<'a> {
             Kernel::new(attention, config.sliding_window, heads, model.dtype, model.device)
         });
         let tile_tokens = settings.row_tile_tokens as i64;
+        let side = settings.activation_offloading.then(|| Rc::new(SideStream::new(model.device)));
         Layered {
             kernel,
             activations: Activations::new(
                 settings.recompute,
                 &groups,
                 heads.head_dim,
-                settings.activation_offloading,
+                side.as_ref(),
                 model.dtype.elt_size_in_bytes() as i64,
                 model.device,
             ),
             groups,
-            inputs: KeptRows::new(settings.activation_offloading, tile_tokens, model.device),
+            inputs: KeptRows::new(side, tile_tokens, model.device),
             host_outputs: settings.attention_offloading.then(|| {
                 let row = config.num_attention_heads * config.head_dim();
                 let tile_elements = tile_tokens * config.hidden_size as i64;
@@ -423,12 +425,15 @@ impl<'a> Layered<'a> {
 
         watch("attention_backward");
         let done = |done: Done| match (done, next_input) {
-            (Done::Group(index), _) => activations.done(layer, index, layer.checked_sub(1)),
+            (Done::Group(index), _) => {
+                activations.done_with_group(layer, index, layer.checked_sub(1));
+            }
             (Done::Rows(from, count), Some(next)) => inputs.refill(next, from, count),
             (Done::Rows(..), None) => {}
         };
         let d_attention =
             attention::backward(x, &mut outputs, saved, &heads, g, &used, &shared, done);
+        activations.done_with_layer(layer.checked_sub(1));
         drop(outputs);
         watch("optimizer");
         gradients.take(of_attention(d_attention, layer, &kept));

@@ -37,8 +37,8 @@ const ADAMW: &[Argument] = &[
         .reported(ROUNDS),
 ];
 
-/// Of the variants whose state takes fewer bits.
-const ADAMW_SMALL: &[Argument] = &[
+/// Of the variant whose state takes 4 bits.
+const ADAMW_4BIT: &[Argument] = &[
     optional("params", Any, "null", "the weights: the trainer gives them"),
     lr("1e-3"),
     BETAS,
@@ -46,6 +46,26 @@ const ADAMW_SMALL: &[Argument] = &[
     decay("1e-2"),
     optional("amsgrad", Bool, "False", "use the largest second moment so far").refused(LEAVE_OUT),
     optional("block_size", Int, "null", "numbers that share a scale").reported(STATE_IN_FULL),
+    optional("bf16_stochastic_round", Bool, "False", "round bfloat16 weights at random")
+        .reported(ROUNDS),
+    optional("stochastic_rounding", Bool, "False", "round bfloat16 weights at random")
+        .reported(ROUNDS),
+];
+
+/// Of both libraries' variants whose state takes 8 bits. torchao's leaves that of weights whose elements are no multiple of
+/// 256 as it is; here, as in bitsandbytes, the last block is short.
+const ADAMW_8BIT: &[Argument] = &[
+    optional("params", Any, "null", "the weights: the trainer gives them"),
+    lr("1e-3"),
+    BETAS,
+    EPS,
+    decay("1e-2"),
+    optional("amsgrad", Bool, "False", "use the largest second moment so far").refused(LEAVE_OUT),
+    optional("block_size", Int, "256", "numbers that share a scale").refused("leave it at 256"),
+    optional("min_8bit_size", Int, "4096", "weights with fewer elements have state in float32")
+        .refused("leave it at 4096"),
+    optional("is_paged", Bool, "False", "let the driver page the state out to host memory")
+        .reported("set train.weight_streaming: true on the layered engine to keep it there"),
     optional("bf16_stochastic_round", Bool, "False", "round bfloat16 weights at random")
         .reported(ROUNDS),
     optional("stochastic_rounding", Bool, "False", "round bfloat16 weights at random")
@@ -67,17 +87,17 @@ pub const COMPONENTS: &[Component] = &[
         &["torchao.optim:AdamW4bit"],
         Role::Optimizer,
         "AdamW whose state takes 4 bits a number.",
-        ADAMW_SMALL,
+        ADAMW_4BIT,
     )
     .reported(STATE_IN_FULL),
     Component::new(
         "AdamW8bit",
         &["torchao.optim:AdamW8bit", "bitsandbytes.optim:AdamW8bit"],
         Role::Optimizer,
-        "AdamW whose state takes 8 bits a number.",
-        ADAMW_SMALL,
-    )
-    .reported(STATE_IN_FULL),
+        "AdamW whose state takes 8 bits a number, of weights with 4096 elements or more. In a RunConfig: `adamw` with \
+         `state_dtype: int8`.",
+        ADAMW_8BIT,
+    ),
     Component::new(
         "Adafactor",
         &["forgather.ml.optim.adafactor:Adafactor", "forgather.ml.optim:Adafactor"],
