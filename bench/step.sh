@@ -10,7 +10,8 @@
 # SETTINGS=     more settings of the layered engine: "train.attention_head_groups=8 ..."
 # FATHOM=       the program; RESULTS= where runs and tables go
 #
-# TFLOP/s are of the arithmetic that the hardware does with one recompute: 8 P_d T + 9 L (N H) T^2.
+# TFLOP/s are of the arithmetic that is carried out: with everything recomputed once 8 P_d T + 9 L (N H) T^2, less what a
+# setting saves. RESULTS.md has what one machine gave.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

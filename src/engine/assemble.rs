@@ -2,7 +2,7 @@
 
 use crate::facts::Sink;
 use crate::model::weights::ModelFiles;
-use crate::model::{Model, Setup};
+use crate::model::{Model, Setup, at_least_float};
 use crate::torch;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_data::cache::Cache;
@@ -115,7 +115,9 @@ fn describe_model(config: &RunConfig, model: &Model, sink: &mut impl Sink) -> Re
     let mut square = 0.0;
     let mut parameters = 0;
     for (_, weight) in model.parameters() {
-        square += f64::try_from(weight.to_kind(Kind::Float).square().sum(Kind::Double))?;
+        // Without a float32 copy, which would be the most memory that a short run ever takes.
+        let exact = at_least_float(weight.kind());
+        square += f64::try_from(weight.norm_scalaropt_dtype(2, exact))?.powi(2);
         parameters += weight.numel() as u64;
     }
     let source = if model_is_read(config) { "read" } else { "random" };

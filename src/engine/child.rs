@@ -131,6 +131,7 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         tch::set_num_threads(threads as i32);
     }
     started(paths, &config, device, log)?;
+    let config = config.on_device(device.is_cuda());
     let _heart = Heart::begin(log.clone());
     if let (Device::Cpu, Some(cap)) = (device, config.run.memory_cap) {
         torch::limit_resident_memory(cap)?;

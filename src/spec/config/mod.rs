@@ -439,6 +439,11 @@ const CAME_LATER: [(&str, &str); 8] = [
 ];
 
 impl RunConfig {
+    /// The configuration with what was left to the device decided.
+    pub fn on_device(&self, cuda: bool) -> RunConfig {
+        RunConfig { train: self.train.on_device(cuda), ..self.clone() }
+    }
+
     /// Reads the complete configuration from its written form.
     ///
     /// # Errors

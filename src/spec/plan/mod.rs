@@ -102,6 +102,7 @@ impl Prediction {
 
 /// Predicts a run of `config` with a model of shape `model` on `machine`.
 pub fn predict(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Prediction {
+    let config = &config.on_device(machine.cuda);
     let engine = config.train.engine();
     let settings = (engine == Engine::Layered).then(|| settings(config, model, machine));
     let memory = memory::predict(config, model, settings.as_ref(), machine.cuda);
