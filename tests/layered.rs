@@ -212,6 +212,23 @@ fn eager_attention_equals_the_plain_path() {
     }
 }
 
+/// What evaluation reads, in tiles and in place, is what the plain forward gives.
+#[test]
+fn evaluations_forward_equals_the_plain_one() {
+    for window in [None, Some(4)] {
+        let shape = Shape { window, ..SHAPE };
+        let model = model(shape, Kind::Double, Attention::Sdpa);
+        for lengths in STREAMS {
+            let ids = stream(lengths).input_ids;
+            let expected = model.hidden(&ids, lengths);
+            for tile in [1, 7, 4096] {
+                let found = model.hidden_in_tiles(&ids, lengths, tile);
+                check_close(&format!("{lengths:?}, tiles of {tile}"), &found, &expected, 1e-12);
+            }
+        }
+    }
+}
+
 fn bits(x: &Tensor) -> Vec<u8> {
     let x = x.contiguous();
     let mut bytes = vec![0; x.numel() * x.kind().elt_size_in_bytes()];

@@ -468,6 +468,7 @@ fn every_experiment_of_the_repository_has_a_plan() {
         plans,
         [
             "context_ceiling: 2",
+            "engines: 6",
             "learning_rate: 18",
             "memory_ladder: 8",
             "plain_context_ceiling: 1",

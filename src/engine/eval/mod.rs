@@ -7,6 +7,9 @@ use anyhow::Result;
 use fathom_data::dataset::Dataset;
 use tch::{Kind, Tensor, no_grad};
 
+/// Positions whose MLP activations exist at one time.
+const MLP_TILE_TOKENS: i64 = 4096;
+
 /// Mean NLL (nats per token, token-weighted) over blocks spread evenly over the split, and the predictions it is over.
 ///
 /// Whole blocks are taken until they hold `loss_tokens` predictions, so the number may exceed it by a block.
@@ -52,7 +55,7 @@ pub fn document_nll(
 ) -> Result<Vec<Vec<f64>>> {
     let input_ids = Tensor::from_slice(ids).to_device(model.device);
     let nll = no_grad(|| {
-        let hidden = model.hidden(&input_ids, lengths);
+        let hidden = model.hidden_in_tiles(&input_ids, lengths, MLP_TILE_TOKENS);
         // The label of a position is the next token; the last of each document has none that counts.
         let labels = input_ids.roll([-1], [0]);
         model.nll(&hidden, &labels, tile_tokens).to_kind(Kind::Double)

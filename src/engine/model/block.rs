@@ -45,6 +45,22 @@ impl Block {
         &x + self.mlp(&x, stream.rms_norm_eps)
     }
 
+    /// [`Block::forward`] where no gradient is asked for: `x` becomes the output, and the MLP's activations are those of
+    /// `tile_tokens` positions at a time. Weights that are elsewhere are brought once.
+    ///
+    /// # Shapes
+    ///
+    /// As [`Block::forward`].
+    pub fn forward_in_place(&self, x: &Tensor, stream: &Stream, tile_tokens: i64) {
+        let here = self.map(|weight| cast(weight, x));
+        let _ = x.shallow_clone().g_add_(&here.attention(x, stream));
+        let (t, _) = x.size2().expect("x is [T, D]");
+        for from in (0..t).step_by(tile_tokens as usize) {
+            let mut rows = x.narrow(0, from, tile_tokens.min(t - from));
+            rows += here.mlp(&rows, stream.rms_norm_eps);
+        }
+    }
+
     fn attention(&self, x: &Tensor, stream: &Stream) -> Tensor {
         let normed = rms_norm(x, &self.input_layernorm, stream.rms_norm_eps);
         let (t, _) = x.size2().expect("x is [T, D]");

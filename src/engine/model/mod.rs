@@ -23,7 +23,7 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use rope::Rope;
 use std::collections::HashMap;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 use weights::ModelFiles;
 
 /// A decoder with its weights on one device.
@@ -230,6 +230,28 @@ impl Model {
             let embedded = self.embed(input_ids);
             let x = self.layers.iter().fold(embedded, |x, layer| layer.forward(&x, stream));
             self.last_norm(&x)
+        })
+    }
+
+    /// The same where no gradient is asked for, in less memory: nothing outlives its layer, and the MLP is worked in tiles.
+    ///
+    /// # Shapes
+    ///
+    /// As [`Model::hidden`].
+    pub fn hidden_in_tiles(
+        &self,
+        input_ids: &Tensor,
+        lengths: &[usize],
+        tile_tokens: i64,
+    ) -> Tensor {
+        no_grad(|| {
+            self.with_stream(lengths, |stream| {
+                let x = self.embed(input_ids);
+                self.layers
+                    .iter()
+                    .for_each(|layer| layer.forward_in_place(&x, stream, tile_tokens));
+                self.last_norm(&x)
+            })
         })
     }
 
