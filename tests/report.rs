@@ -395,7 +395,7 @@ fn cases_sweep() -> Store {
                 "phases": {"forward": 15i64 << 30, "mlp_backward": predicted},
                 "host": 0, "hardware_flops": 8.0e14, "model_flops": 6.0e14, "full_square_flops": 9.0e14,
                 "seconds_per_step": 1.5,
-            }});
+            }, "phase_seconds": {"forward": 0.4, "mlp_backward": 0.75}});
             match (shape, length) {
                 ("llama2_7b", 65536) => {
                     made.status = "out_of_memory";

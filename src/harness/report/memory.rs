@@ -94,6 +94,7 @@ pub fn by_phase(ceilings: &[Ceiling]) -> Result<String> {
         largest.iter().flat_map(|(_, run)| run.memory.keys().map(String::as_str)).collect();
     names.extend(known.iter().filter(|name| !PHASES.contains(name)));
     let mut cells = Vec::new();
+    let mut timed = false;
     for phase in names.iter().filter(|phase| known.contains(*phase)) {
         for (at, run) in &largest {
             let shown = |peak: Option<i64>| peak.map_or("–".to_string(), bytes);
@@ -102,13 +103,19 @@ pub fn by_phase(ceilings: &[Ceiling]) -> Result<String> {
                 let predicted = plan["phases"][*phase].as_i64();
                 cells.push((phase.to_string(), format!("{at}, predicted"), shown(predicted)));
             }
+            if let Some(seconds) = run.facts.get("phase_seconds") {
+                let seconds = seconds[*phase].as_f64().map_or("–".to_string(), format_seconds);
+                cells.push((phase.to_string(), format!("{at}, time"), seconds));
+                timed = true;
+            }
         }
     }
     if cells.is_empty() {
         return Ok(String::new());
     }
+    let time = if timed { " Time is the device's, in the last step." } else { "" };
     let mut section = format!(
-        "### Peak memory by phase\n\nOf the largest run that finished, with all layers at work.\n\n{}",
+        "### Peak memory by phase\n\nOf the largest run that finished, with all layers at work.{time}\n\n{}",
         to_markdown(&pivot("phase", &cells)?)?
     );
     let settings: Vec<(String, String, String)> = largest
