@@ -7,7 +7,7 @@ mod tutorial;
 use fathom_spec::components::dataset::{self, Target};
 use fathom_spec::components::run::{self, Resolved};
 use fathom_spec::config::{
-    Attention, Dtype, OptimizerType, Packing, RunConfig, ScheduleType, StateDtype,
+    Attention, Dtype, Engine, OptimizerType, Packing, RunConfig, ScheduleType, StateDtype,
 };
 use fathom_spec::project::Project;
 use serde_json::{Map, Value as Json, json};
@@ -213,7 +213,17 @@ fn row_24_every_part_of_the_run_comes_from_the_templates() {
         (train.optimizer.beta2_decay, train.optimizer.clip_threshold),
         (Some(-0.8), Some(1.0))
     );
-    assert_eq!((train.max_grad_norm, train.activation_checkpointing), (None, true));
+    assert_eq!((train.max_grad_norm, train.activation_checkpointing), (None, false));
+    // The memory of a step: as the tutorial has it, which is why 7 billion weights fit a card of 24 GB.
+    assert_eq!(
+        (train.engine, train.optimizer_in_backward, train.activation_offloading),
+        (Some(Engine::Layered), Some(true), Some(true))
+    );
+    assert_eq!(
+        (train.weights_dtype, train.stochastic_rounding),
+        (Dtype::Bfloat16, Some(true)),
+        "Adafactor rounds at random unless it is told not to"
+    );
     assert_eq!((train.save_checkpoints, train.keep_checkpoints), (true, 2));
     assert_eq!((config.eval.split.as_str(), config.eval.every_steps), ("validation", 128));
     let resolved =
@@ -354,15 +364,15 @@ fn row_56_a_child_swaps_the_optimizer() {
     assert_eq!(config.train.optimizer.kind, OptimizerType::Adamw);
     assert_eq!(config.train.optimizer.betas, Some([0.9, 0.999]));
     close(config.train.learning_rate, 4.8733e-5);
+    let rounded = (config.train.weights_dtype, config.train.stochastic_rounding);
+    assert_eq!(rounded, (Dtype::Bfloat16, Some(true)));
     let notes = t.notes("adamw4bit.yaml", json!({}));
     assert!(
         notes.iter().any(|n| n == "AdamW4bit: its state is kept in float32, 8 bytes a weight"),
         "{notes:?}"
     );
     assert!(
-        notes
-            .iter()
-            .any(|n| n.starts_with("stochastic_rounding `true`: weights are kept in float32")),
+        !notes.iter().any(|n| n.contains("torch_dtype") || n.contains("rounding")),
         "{notes:?}"
     );
     let swap = |text: &str| {
@@ -396,22 +406,16 @@ fn row_56_a_child_swaps_the_optimizer() {
 #[test]
 fn settings_that_are_not_obeyed_are_reported() {
     let t = tutorial();
+    let head = "-- extends 'configs/default.yaml'\n[optimizer]\n    -- include 'optimizers/";
+    t.write("nearest.yaml", &format!("{head}adamw.yaml'\n"));
     let vars = json!({"attn_implementation": "flex_attention", "compile": true});
-    let resolved = t.resolve("default.yaml", vars).unwrap();
+    let resolved = t.resolve("nearest.yaml", vars).unwrap();
     let notes: Vec<String> = resolved
         .notes
         .iter()
         .map(|note| note.to_string().replace(&t.workspace.display().to_string(), "WS"))
         .collect();
     for (place, message) in [
-        (
-            "WS/finetune_lovecraft/templates/project.yaml:60",
-            "fuse_optim_with_backward `true`: weights are stepped when the whole backward is done",
-        ),
-        (
-            "WS/finetune_lovecraft/templates/project.yaml:61",
-            "enable_activation_offloading `true`: activations stay on the device",
-        ),
         (
             "projects/lm_training_project.yaml",
             "torch_compile `true`: LibTorch runs the model as it is",
@@ -442,14 +446,97 @@ fn settings_that_are_not_obeyed_are_reported() {
     }
     assert!(notes.iter().all(|note| !note.contains('\n')), "{notes:?}");
     // What is at its default, or obeyed, is not spoken of.
-    let quiet = json!({"attn_implementation": "sdpa", "fuse_optim_with_backward": false, "activation_offloading": false});
-    let notes = t.notes("default.yaml", quiet).join("\n");
+    for on in [false, true] {
+        let quiet = json!({"attn_implementation": "sdpa", "fuse_optim_with_backward": on, "activation_offloading": on});
+        let notes = t.notes("default.yaml", quiet).join("\n");
+        let said = ["fuse_optim", "offloading", "attn", "gradient_checkpointing", "torch_dtype"];
+        assert!(!said.iter().any(|name| notes.contains(name)), "{notes}");
+    }
+}
+
+/// Which engine carries the run out, and what takes memory off a step.
+#[test]
+fn row_38_the_memory_settings_choose_the_layered_engine() {
+    let t = tutorial();
+    let train = |vars: Json| t.run("default.yaml", vars).train;
+    for (fuse, offload, engine) in [
+        (true, true, Some(Engine::Layered)),
+        (true, false, Some(Engine::Layered)),
+        (false, true, Some(Engine::Layered)),
+        (false, false, None),
+    ] {
+        let vars = json!({"fuse_optim_with_backward": fuse, "activation_offloading": offload});
+        let found = train(vars);
+        assert_eq!(found.engine, engine, "{fuse} {offload}");
+        assert_eq!(found.optimizer_in_backward, fuse.then_some(true), "{fuse} {offload}");
+        assert_eq!(found.activation_offloading, offload.then_some(true), "{fuse} {offload}");
+        // The layered engine recomputes anyway.
+        assert_eq!(found.activation_checkpointing, engine.is_none(), "{fuse} {offload}");
+        // What weights are kept in does not depend on it.
+        let rounded = (found.weights_dtype, found.stochastic_rounding);
+        assert_eq!(rounded, (Dtype::Bfloat16, Some(true)), "{fuse} {offload}");
+    }
+    // Several forwards a step: the rest holds, and it is said once.
+    let resolved = t.resolve("default.yaml", json!({"gradient_accumulation_steps": 4})).unwrap();
+    let said: Vec<String> = resolved.notes.iter().map(ToString::to_string).collect();
+    let said: Vec<&String> = said.iter().filter(|note| note.contains("fuse_optim")).collect();
+    let expected = "templates/project.yaml:60: fuse_optim_with_backward `true`: gradients of 4 forwards \
+                    (gradient_accumulation_steps) are kept";
+    assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
+    let several = train(json!({"gradient_accumulation_steps": 4}));
+    assert_eq!((several.engine, several.optimizer_in_backward), (Some(Engine::Layered), None));
+    assert!(!several.optimizer_in_backward() && several.activation_offloading == Some(true));
+    let plain = json!({"gradient_accumulation_steps": 4, "activation_offloading": false});
+    assert_eq!((train(plain.clone()).engine, train(plain).activation_checkpointing), (None, true));
+    // Clipping needs all gradients, unless it is of another kind.
+    let clipped = "-- extends 'configs/default.yaml'\n[trainer_args]\n    == super()\n    max_grad_norm: 1.0\n";
+    t.write("clipped.yaml", clipped);
+    let refused = t.refused("clipped.yaml", json!({}));
+    let at = "WS/finetune_lovecraft/templates/project.yaml:60: train.optimizer_in_backward: expected no clipping";
     assert!(
-        !notes.contains("fuse_optim")
-            && !notes.contains("attn")
-            && !notes.contains("gradient_checkpointing"),
-        "{notes}"
+        refused.starts_with(at) && refused.contains("help: set train.grad_clipping"),
+        "{refused}"
     );
+    let rule = "[auxiliary_outputs]\nrun_config: { train: { grad_clipping: per_sublayer } }\n";
+    t.write("clipped.yaml", &format!("{clipped}{rule}"));
+    assert!(t.run("clipped.yaml", json!({})).train.optimizer_in_backward());
+}
+
+/// Weights that are made in bfloat16 stay so with stochastic rounding, and with nothing else.
+#[test]
+fn weights_stay_in_bfloat16_where_they_are_rounded_at_random() {
+    let t = tutorial();
+    let (half, full) = (Dtype::Bfloat16, Dtype::Float32);
+    for (optimizer, dtype, expected) in [
+        ("forgather.ml.optim:Adafactor { lr: 0.1 }", "bfloat16", (half, Some(true), half)),
+        (
+            "forgather.ml.optim:Adafactor { lr: 0.1, bf16_stochastic_round: False }",
+            "bfloat16",
+            (full, None, half),
+        ),
+        ("AdamW { lr: 0.1, bf16_stochastic_round: True }", "bfloat16", (half, Some(true), half)),
+        ("AdamW8bit { lr: 0.1, stochastic_rounding: True }", "bfloat16", (half, Some(true), half)),
+        ("AdamW { lr: 0.1 }", "bfloat16", (full, None, half)),
+        ("SGD { lr: 0.1 }", "bfloat16", (full, None, half)),
+        // There is nothing to round.
+        ("forgather.ml.optim:Adafactor { lr: 0.1 }", "float32", (full, None, full)),
+        ("AdamW { lr: 0.1, bf16_stochastic_round: True }", "float32", (full, None, full)),
+    ] {
+        let head =
+            "-- extends 'configs/default.yaml'\n[optimizer]\noptimizer: &optimizer !partial:";
+        t.write("of.yaml", &format!("{head}{optimizer}\n"));
+        let config = t.run("of.yaml", json!({"dtype": dtype}));
+        let train = &config.train;
+        let found = (train.weights_dtype, train.stochastic_rounding, config.model.dtype);
+        assert_eq!(found, expected, "{optimizer} {dtype}");
+        let notes = t.notes("of.yaml", json!({"dtype": dtype}));
+        let said =
+            notes.iter().any(|n| n.contains("torch_dtype `bfloat16`: weights are kept in float32"));
+        assert_eq!(said, dtype == "bfloat16" && train.weights_dtype == full, "{notes:?}");
+    }
+    // Such weights are what is computed with, mixed precision or not.
+    t.write("unmixed.yaml", "-- extends 'configs/default.yaml'\n[trainer_args]\n    == super()\n    mixed_precision: \"no\"\n");
+    assert_eq!(t.run("unmixed.yaml", json!({})).model.dtype, half);
 }
 
 #[test]
@@ -535,11 +622,11 @@ fn a_template_may_set_key_paths() {
     t.write(
         "over.yaml",
         "-- extends 'configs/default.yaml'\n[auxiliary_outputs]\nrun_config:\n    eval: { context_lengths: [ 2048, 4096 ] }\n    \
-         train: { weights_dtype: bfloat16 }\n",
+         train: { weights_dtype: float32, stochastic_rounding: null }\n",
     );
     let config = t.run("over.yaml", json!({}));
     assert_eq!(config.eval.context_lengths, [2048, 4096]);
-    assert_eq!((config.train.weights_dtype, config.train.max_steps), (Dtype::Bfloat16, Some(1799)));
+    assert_eq!((config.train.weights_dtype, config.train.max_steps), (Dtype::Float32, Some(1799)));
     t.write("wrong.yaml", "-- extends 'configs/default.yaml'\n[auxiliary_outputs]\nrun_config:\n    train: { sed: 3 }\n");
     let message = t.refused("wrong.yaml", json!({}));
     assert!(

@@ -222,13 +222,55 @@ fn row_16_the_engine_meets_blocks_of_the_length_that_the_training_project_asks_f
         let out = text(&output.stdout);
         assert_eq!(t.steps(&out), [1, 2, 3]);
         let events = t.events(&out);
-        let blocks = events.iter().find_map(|event| match &event.kind {
-            EventKind::Fact { name, value } if name == "train.sequence_length" => Some(value),
-            _ => None,
-        });
-        assert_eq!(blocks.unwrap()["max"], length, "{dataset}");
+        assert_eq!(fact(&events, "train.sequence_length")["max"], length, "{dataset}");
         let folder = out.lines().find_map(|line| line.strip_prefix("run: ")).unwrap();
         assert!(!Path::new(folder).join("checkpoints").exists(), "{folder}");
+    }
+}
+
+/// The first value that a run recorded of a fact.
+#[track_caller]
+fn fact<'a>(events: &'a [Event], wanted: &str) -> &'a serde_json::Value {
+    let value = events.iter().find_map(|event| match &event.kind {
+        EventKind::Fact { name, value } if name == wanted => Some(value),
+        _ => None,
+    });
+    value.unwrap_or_else(|| panic!("{wanted} was not recorded"))
+}
+
+/// The tutorial's own settings on the real engine; without the two of the layered engine, the plain one's losses are the same
+/// but for what bfloat16 rounds.
+#[test]
+fn row_38_the_memory_settings_are_met_by_the_engine() {
+    let t = tutorial();
+    let configs = t.workspace.join("finetune_lovecraft/templates/configs");
+    std::fs::write(configs.join("tiny.yaml"), TINY).unwrap();
+    let losses = |options: &str, engine: &str| -> Vec<f64> {
+        let arguments = format!(
+            "-t tiny.yaml train --seq-len 256 --max-steps 3 --save-strategy no -d cpu {options}"
+        );
+        let output =
+            t.call_with(&self::engine(), &t.workspace.join("finetune_lovecraft"), &arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let events = t.events(&text(&output.stdout));
+        assert_eq!(*fact(&events, "train.engine"), engine);
+        assert_eq!(*fact(&events, "train.weights_dtype"), "bfloat16");
+        assert_eq!(*fact(&events, "train.stochastic_rounding"), true);
+        if engine == "layered" {
+            assert_eq!(*fact(&events, "train.optimizer_in_backward"), true);
+            assert_eq!(*fact(&events, "train.activation_offloading"), true);
+        }
+        let losses = events.iter().filter_map(|event| match event.kind {
+            EventKind::Step { loss, .. } => Some(loss),
+            _ => None,
+        });
+        losses.collect()
+    };
+    let layered = losses("", "layered");
+    let plain = losses("--fuse-optim-with-backward false --activation-offloading false", "plain");
+    assert_eq!(layered.len(), 3);
+    for (a, b) in layered.iter().zip(&plain) {
+        assert!((a - b).abs() < 0.02, "{layered:?} {plain:?}");
     }
 }
 
@@ -445,7 +487,8 @@ fn a_sweep_may_be_over_a_project() {
     fn text_of(output: &Output) -> String {
         text(&output.stdout) + &text(&output.stderr)
     }
-    let axes = "set: {model_id_or_path: model, max_steps: 6, train.max_grad_norm: 1}\n\
+    let axes = "set: {model_id_or_path: model, max_steps: 6, train.grad_clipping: per_sublayer, train.max_grad_norm: 1, \
+                train.stochastic_rounding: null}\n\
                 axes: {seq_len: [8192, 16384], train.weights_dtype: [float32, bfloat16]}\nseeds: 2\n";
     let (ok, plan) = sweep(axes, "sweep plan s.yaml");
     assert!(
@@ -453,14 +496,14 @@ fn a_sweep_may_be_over_a_project() {
         "{plan}"
     );
     // A note is said once, however many points it holds for.
-    assert_eq!(plan.matches("fuse_optim_with_backward `true`").count(), 1, "{plan}");
+    assert_eq!(plan.matches("num_train_epochs `1`").count(), 1, "{plan}");
     let (ok, run) = sweep(axes, "sweep run s.yaml --no-report");
     assert!(ok && run.contains("8 finished"), "{run}");
     let output = t.call(t.dir.path(), "runs ls --sweep s --format csv");
     let rows = text(&output.stdout);
     assert_eq!(rows.lines().count(), 9, "{rows}");
     // Each point is the run that `fathom train` would do.
-    let (one, _) = t.said("finetune_lovecraft", "-t 16k.yaml train -M MODEL --seq-len 8192 --max-steps 6 --seed 0 --set train.max_grad_norm=1 --results ../../results");
+    let (one, _) = t.said("finetune_lovecraft", "-t 16k.yaml train -M MODEL --seq-len 8192 --max-steps 6 --seed 0 --set train.max_grad_norm=1 --set train.grad_clipping=per_sublayer --set train.stochastic_rounding=null --results ../../results");
     assert!(one.contains("1 done before"), "{one}");
 
     for (text, expected) in [

@@ -63,11 +63,12 @@ pub fn resolve(graph: &Graph, vars: &Map<String, Json>) -> Result<Resolved> {
         scope: &scope,
         notes: &mut notes,
     };
-    run.model(&trainer, &args)?;
+    run.model(&trainer)?;
     run.data(&trainer)?;
     run.length(&args)?;
     run.steps(&args)?;
     run.optimizer(&trainer)?;
+    run.dtypes(&trainer, &args)?;
     run.schedule(&trainer)?;
     run.evaluation(&args)?;
     run.checkpoints(&args)?;
@@ -123,7 +124,7 @@ impl Run<'_> {
         }
     }
 
-    fn model(&mut self, trainer: &Bound, args: &Bound) -> Result<()> {
+    fn model(&mut self, trainer: &Bound) -> Result<()> {
         let model = trainer.needed(self.scope, "model_init")?;
         let model = node_of(&model, "model")?;
         match model.component.name {
@@ -147,7 +148,6 @@ impl Run<'_> {
             }
         }
         self.attention(&model)?;
-        self.dtypes(&model, args)?;
         self.tokenizer(trainer)
     }
 
@@ -170,37 +170,6 @@ impl Run<'_> {
                 attention.origin
             ),
         }
-    }
-
-    fn dtypes(&mut self, model: &Bound, args: &Bound) -> Result<()> {
-        let weights = model.or_default(self.scope, "torch_dtype")?;
-        match to_json(&weights.value).as_str() {
-            Some("float32" | "torch.float32") => {}
-            Some("bfloat16" | "torch.bfloat16") => self.note(
-                &weights.origin,
-                "torch_dtype `bfloat16`: weights are kept in float32, so that no small step is lost; `run_config: {train: \
-                 {weights_dtype: bfloat16}}` halves their memory",
-            ),
-            _ => bail!(
-                "{}: torch_dtype: expected bfloat16 or float32, found {}",
-                weights.origin,
-                weights.value.describe()
-            ),
-        }
-        self.set_plain("train.weights_dtype", "float32", &weights.origin)?;
-        let mixed = args.or_default(self.scope, "mixed_precision")?;
-        let bf16 = args.bool(self.scope, "bf16")?;
-        let dtype = match to_json(&mixed.value).as_str() {
-            Some("bf16") => "bfloat16",
-            Some("no" | "fp32") if bf16 => "bfloat16",
-            Some("no" | "fp32") => "float32",
-            _ => bail!(
-                "{}: mixed_precision: expected bf16 or no, found {}",
-                mixed.origin,
-                mixed.value.describe()
-            ),
-        };
-        self.set_plain("model.dtype", dtype, &mixed.origin)
     }
 
     /// The tokenizer's path, unless it is the model's.
@@ -295,12 +264,45 @@ impl Run<'_> {
         self.copy(args, "per_device_train_batch_size", "train.micro_batch_size")?;
         self.copy(args, "gradient_accumulation_steps", "train.gradient_accumulation_steps")?;
         self.copy(args, "max_grad_norm", "train.max_grad_norm")?;
-        self.copy(args, "gradient_checkpointing", "train.activation_checkpointing")?;
+        self.memory(args)?;
         let seed = args.or_default(self.scope, "seed")?;
         match seed.value {
             Value::Int(0..) => self.set("train.seed", &seed)?,
             _ => {
                 bail!("{}: seed: expected 0 or more, found {}", seed.origin, seed.value.describe())
+            }
+        }
+        Ok(())
+    }
+
+    /// What takes memory off a step. Two of the three ways are the layered engine's, which recomputes layers by itself: the
+    /// third, gradient_checkpointing, is for the plain engine alone.
+    fn memory(&mut self, args: &Bound) -> Result<()> {
+        let (fuse, offload) = ("fuse_optim_with_backward", "enable_activation_offloading");
+        let forwards = self.number("train.gradient_accumulation_steps");
+        let mut fused = args.bool(self.scope, fuse)?;
+        if fused && forwards > 1 {
+            self.note(
+                args.origin_of(fuse),
+                format!(
+                    "fuse_optim_with_backward `true`: gradients of {forwards} forwards (gradient_accumulation_steps) are kept \
+                     and summed, and weights are stepped after the last"
+                ),
+            );
+            fused = false;
+        }
+        let offloaded = args.bool(self.scope, offload)?;
+        if !fused && !offloaded {
+            return self.copy(args, "gradient_checkpointing", "train.activation_checkpointing");
+        }
+        for (chosen, argument, key) in [
+            (fused, fuse, "train.optimizer_in_backward"),
+            (offloaded, offload, "train.activation_offloading"),
+        ] {
+            if chosen {
+                let origin = args.origin_of(argument);
+                self.set_plain("train.engine", "layered", origin)?;
+                self.set_plain(key, true, origin)?;
             }
         }
         Ok(())
@@ -362,6 +364,66 @@ impl Run<'_> {
             self.set(key, &item)?;
         }
         Ok(())
+    }
+
+    /// What weights are kept in, and what the model computes in.
+    ///
+    /// Weights that are made in bfloat16 stay so where the optimizer rounds them at random: a small step then counts on
+    /// average. Rounded to the nearest, it would be lost, so that without it they are kept in float32.
+    fn dtypes(&mut self, trainer: &Bound, args: &Bound) -> Result<()> {
+        let model = trainer.needed(self.scope, "model_init")?;
+        let weights = node_of(&model, "model")?.or_default(self.scope, "torch_dtype")?;
+        let half = match to_json(&weights.value).as_str() {
+            Some("float32" | "torch.float32") => false,
+            Some("bfloat16" | "torch.bfloat16") => true,
+            _ => bail!(
+                "{}: torch_dtype: expected bfloat16 or float32, found {}",
+                weights.origin,
+                weights.value.describe()
+            ),
+        };
+        let mixed = args.or_default(self.scope, "mixed_precision")?;
+        let mut computed = match to_json(&mixed.value).as_str() {
+            Some("bf16") => "bfloat16",
+            Some("no" | "fp32") if args.bool(self.scope, "bf16")? => "bfloat16",
+            Some("no" | "fp32") => "float32",
+            _ => bail!(
+                "{}: mixed_precision: expected bf16 or no, found {}",
+                mixed.origin,
+                mixed.value.describe()
+            ),
+        };
+        let rounding = self.rounds_at_random(trainer)?;
+        match (half, rounding) {
+            (true, Some(origin)) => {
+                self.set_plain("train.weights_dtype", "bfloat16", &weights.origin)?;
+                self.set_plain("train.stochastic_rounding", true, &origin)?;
+                // What such weights are multiplied with is of their type, with mixed precision or without.
+                computed = "bfloat16";
+            }
+            (true, None) => {
+                self.note(
+                    &weights.origin,
+                    "torch_dtype `bfloat16`: weights are kept in float32, so that no small step is lost; the optimizer's \
+                     stochastic rounding, or `run_config: {train: {weights_dtype: bfloat16}}`, halves their memory",
+                );
+                self.set_plain("train.weights_dtype", "float32", &weights.origin)?;
+            }
+            (false, _) => self.set_plain("train.weights_dtype", "float32", &weights.origin)?,
+        }
+        self.set_plain("model.dtype", computed, &mixed.origin)
+    }
+
+    /// Where the optimizer was told to round bfloat16 weights at random, if it was. Its libraries have two names for it.
+    fn rounds_at_random(&self, trainer: &Bound) -> Result<Option<Origin>> {
+        let optimizer = trainer.needed(self.scope, "optimizer_factory")?;
+        let optimizer = node_of(&optimizer, "optimizer")?;
+        for name in ["bf16_stochastic_round", "stochastic_rounding"] {
+            if optimizer.component.argument(name).is_some() && optimizer.bool(self.scope, name)? {
+                return Ok(Some(optimizer.origin_of(name).clone()));
+            }
+        }
+        Ok(None)
     }
 
     fn schedule(&mut self, trainer: &Bound) -> Result<()> {

@@ -147,7 +147,8 @@ impl RunConfig {
             return Err((key, "expected 1 or more, found `0`".into()));
         }
         if train.stochastic_rounding == Some(true) && train.weights_dtype != Dtype::Bfloat16 {
-            let message = "expected `train.weights_dtype: bfloat16` for it, found `float32`";
+            let message = "expected `train.weights_dtype: bfloat16` for it, found `float32`\n  help: set \
+                           train.stochastic_rounding: null";
             return Err(("train.stochastic_rounding", message.into()));
         }
         match train.engine() {

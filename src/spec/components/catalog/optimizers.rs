@@ -13,8 +13,7 @@ const fn decay(default: &'static str) -> Argument {
 
 const LEAVE_OUT: &str = "leave it at its default: it is another algorithm";
 const FASTER: &str = "there is one implementation; it computes the same";
-const ROUNDS: &str =
-    "weights are kept in float32 here, so that no small step is lost and nothing needs rounding";
+const ROUNDS: &str = "keep weights of torch_dtype bfloat16 in it, rounded up or down at random; False keeps them in float32";
 
 const BETAS: Argument =
     optional("betas", List, "[0.9, 0.999]", "decays of the first and second moment");
@@ -33,8 +32,7 @@ const ADAMW: &[Argument] = &[
     optional("capturable", Bool, "False", "can be part of a CUDA graph").reported(FASTER),
     optional("differentiable", Bool, "False", "can be differentiated through").refused(LEAVE_OUT),
     optional("torch_compile", Bool, "False", "compile the step").reported(FASTER),
-    optional("bf16_stochastic_round", Bool, "False", "round bfloat16 weights at random")
-        .reported(ROUNDS),
+    optional("bf16_stochastic_round", Bool, "False", ROUNDS),
 ];
 
 /// Of the variant whose state takes 4 bits.
@@ -46,10 +44,8 @@ const ADAMW_4BIT: &[Argument] = &[
     decay("1e-2"),
     optional("amsgrad", Bool, "False", "use the largest second moment so far").refused(LEAVE_OUT),
     optional("block_size", Int, "null", "numbers that share a scale").reported(STATE_IN_FULL),
-    optional("bf16_stochastic_round", Bool, "False", "round bfloat16 weights at random")
-        .reported(ROUNDS),
-    optional("stochastic_rounding", Bool, "False", "round bfloat16 weights at random")
-        .reported(ROUNDS),
+    optional("bf16_stochastic_round", Bool, "False", ROUNDS),
+    optional("stochastic_rounding", Bool, "False", ROUNDS),
 ];
 
 /// Of both libraries' variants whose state takes 8 bits. torchao's leaves that of weights whose elements are no multiple of
@@ -66,10 +62,8 @@ const ADAMW_8BIT: &[Argument] = &[
         .refused("leave it at 4096"),
     optional("is_paged", Bool, "False", "let the driver page the state out to host memory")
         .reported("set train.weight_streaming: true on the layered engine to keep it there"),
-    optional("bf16_stochastic_round", Bool, "False", "round bfloat16 weights at random")
-        .reported(ROUNDS),
-    optional("stochastic_rounding", Bool, "False", "round bfloat16 weights at random")
-        .reported(ROUNDS),
+    optional("bf16_stochastic_round", Bool, "False", ROUNDS),
+    optional("stochastic_rounding", Bool, "False", ROUNDS),
 ];
 
 const STATE_IN_FULL: &str = "its state is kept in float32, 8 bytes a weight";
@@ -118,7 +112,7 @@ pub const COMPONENTS: &[Component] = &[
             optional("relative_step", Bool, "False", "a step size relative to the weights' own scale")
                 .refused("use torch.optim:Adafactor, whose steps are relative"),
             optional("torch_compile", Bool, "True", "compile the step").reported(FASTER),
-            optional("bf16_stochastic_round", Bool, "True", "round bfloat16 weights at random").reported(ROUNDS),
+            optional("bf16_stochastic_round", Bool, "True", ROUNDS),
         ],
     ),
     Component::new(

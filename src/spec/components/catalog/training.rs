@@ -137,13 +137,26 @@ pub const TRAINING_ARGUMENTS: Component = Component::new(
         optional("restore_scheduler_state", Bool, "True", "part of going on").reported(BY_ITSELF),
         optional("restore_dataset_state", Bool, "True", "part of going on").reported(BY_ITSELF),
         optional("restore_rng_state", Bool, "True", "part of going on").reported(BY_ITSELF),
-        optional("gradient_checkpointing", Bool, "False", "recompute each layer in the backward"),
+        optional(
+            "gradient_checkpointing",
+            Bool,
+            "False",
+            "recompute each layer in the backward; the layered engine does so by itself",
+        ),
         optional("gradient_checkpointing_kwargs", Any, "null", "how to")
             .reported("there is one way"),
-        optional("fuse_optim_with_backward", Bool, "False", "step each weight within the backward")
-            .reported("weights are stepped when the whole backward is done"),
-        optional("enable_activation_offloading", Bool, "False", "keep activations in host memory")
-            .reported("activations stay on the device"),
+        optional(
+            "fuse_optim_with_backward",
+            Bool,
+            "False",
+            "step each weight within the backward, on the layered engine: without max_grad_norm, in steps of one forward",
+        ),
+        optional(
+            "enable_activation_offloading",
+            Bool,
+            "False",
+            "keep the layers' inputs in host memory until the backward, on the layered engine",
+        ),
         optional("torch_compile", Bool, "False", "compile the model").reported(COMPILED),
         optional("torch_compile_backend", Text, "inductor", "how to compile").reported(COMPILED),
         optional("torch_compile_mode", Text, "null", "how to compile").reported(COMPILED),
@@ -193,7 +206,7 @@ const FROM_PRETRAINED: &[Argument] = &[
         "torch_dtype",
         Text,
         "float32",
-        "the type that weights are kept in: bfloat16 or float32",
+        "the type that weights are kept in: float32, or bfloat16 with an optimizer that rounds at random",
     ),
     optional(
         "attn_implementation",
@@ -228,7 +241,7 @@ const FROM_CONFIG: &[Argument] = &[
         "torch_dtype",
         Text,
         "float32",
-        "the type that weights are kept in: bfloat16 or float32",
+        "the type that weights are kept in: float32, or bfloat16 with an optimizer that rounds at random",
     ),
     optional(
         "attn_implementation",
