@@ -20,7 +20,16 @@ shift || true
 lengths=("${@:-4096}")
 CAP=${CAP:-24GiB} STEPS=${STEPS:-3} PLAIN=${PLAIN-4096} SETTINGS=${SETTINGS:-}
 FATHOM=${FATHOM:-target/release/fathom}
-RESULTS=${RESULTS:-results/bench}
+# A folder of its own: a run that is there already is not timed again.
+RESULTS=${RESULTS:-results/bench/$(date +%Y%m%d-%H%M%S)}
+if [ -e "$RESULTS/fathom.db" ]; then
+  echo "$RESULTS: expected a new folder, found runs, which would not be timed again" >&2
+  exit 1
+fi
+case $CAP in
+*[0-9]GiB) ;;
+*) echo "CAP: expected gibibytes, such as 24GiB, found $CAP" >&2 && exit 1 ;;
+esac
 mkdir -p "$RESULTS"
 
 # fathom's own: one run, of which the database keeps every step.
@@ -43,7 +52,8 @@ for tokens in $PLAIN; do
 done
 if python3 -c 'import torch' 2>/dev/null; then
   python3 bench/recipe.py --shape "$shape" --tokens "$(IFS=,; echo "${lengths[*]}")" --warmup 1 --steps "$STEPS" \
-    --memory-cap-gib "${CAP%GiB}" --json "$RESULTS/recipe-$shape.jsonl" >&2
+    --memory-cap-gib "${CAP%GiB}" --json "$RESULTS/recipe-$shape.jsonl" >&2 ||
+    echo "bench/recipe.py failed" >&2
 fi
 
 "$FATHOM" sql --results "$RESULTS" --format markdown "
@@ -52,10 +62,11 @@ fi
            row_number() OVER (PARTITION BY r.id ORDER BY m.value) AS place, count(*) OVER (PARTITION BY r.id) AS of
     FROM runs r JOIN metrics m ON m.run = r.id JOIN metric_keys k ON k.id = m.key
     WHERE k.key = 'step_seconds' AND m.step > 1)
-  SELECT coalesce(json_extract(r.config, '\$.train.engine'), 'plain') AS engine, t.tokens,
+  SELECT json_extract(r.config, '\$.train.engine') AS engine, t.tokens,
          round(t.seconds, 3) AS seconds, round(t.tokens / t.seconds) AS 'tokens/s',
          round(r.peak_allocated / 1073741824.0, 2) AS 'peak GiB',
          round(json_extract(f.value, '\$.hardware_flops') / t.seconds / 1e12) AS 'TFLOP/s',
+         json_extract(f.value, '\$.settings.recompute') AS recompute,
          json_extract(f.value, '\$.settings.attention_head_groups') AS 'head groups', r.device_name AS device
   FROM timed t JOIN runs r ON r.id = t.id LEFT JOIN facts f ON f.run = r.id AND f.name = 'plan'
-  WHERE t.place = (t.of + 1) / 2 ORDER BY t.tokens, engine"
+  WHERE t.place = (t.of + 1) / 2 AND r.status = 'finished' ORDER BY t.tokens, engine"

@@ -179,6 +179,9 @@ fn adafactors_steps() {
             for size in [[100, 2052], [65, 36]] {
                 let start = random(&size, kind);
                 let gradients = [0; 3].map(|_| random(&size, Kind::Float));
+                let served = kernels::of_gradient(&gradients[0])
+                    .and_then(|kernels| kernels.sums_of_squares(&gradients[0], &start));
+                assert!(served.is_some(), "{line}, {kind:?}, {size:?}: by kernels");
                 let stepped = |device: Device| {
                     let weight = start.copy().to_device(device);
                     let named = [("w".to_string(), &weight)];
@@ -339,6 +342,31 @@ fn layered(
     all.sort_by_key(|taken| taken.index);
     let gradients = all.into_iter().map(|taken| taken.gradient).collect();
     (nll.double_value(&[]), gradients, engine.kernels())
+}
+
+/// One engine over streams of several lengths, with inputs, outputs, queries, keys and values in host memory, gives each time
+/// what a new one gives with everything on the device.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn an_engine_serves_streams_of_any_length_in_turn() {
+    let model = model(Shape { layers: 6, ..SHAPE }, cuda(), Dtype::Bfloat16, Attention::Eager);
+    for groups in [1, 2] {
+        let fresh = Settings { attention_head_groups: groups, ..SETTINGS };
+        let settings = Settings { activation_offloading: true, recompute: Recompute::Mlp, ..fresh };
+        let mut engine = Layered::new(&model, Attention::Eager, settings);
+        for lengths in [&[1500][..], &[700, 33], &[64, 64], &[1500], &[1500]] {
+            let mut held = Held::default();
+            let stream = stream(lengths, cuda());
+            let nll = engine.forward_backward(&stream, 0.25, &mut held, &mut |_| {});
+            let (expected_nll, expected, _) = layered(&model, Attention::Eager, lengths, fresh);
+            assert_eq!(nll.double_value(&[]), expected_nll, "{lengths:?}");
+            let mut all: Vec<_> = held.sublayers.into_iter().flatten().collect();
+            all.sort_by_key(|taken| taken.index);
+            for (found, expected) in all.iter().zip(&expected) {
+                assert!(found.gradient.equal(expected), "{lengths:?}, weight {}", found.index);
+            }
+        }
+    }
 }
 
 /// bfloat16 on CUDA, in tiles and groups of heads, against float32 by autograd on the CPU, with the same weights.

@@ -351,15 +351,28 @@ fn an_engine_serves_streams_of_any_length_in_turn() {
         weight_streaming: true,
         ..UNEVEN
     };
-    let mut engine = Layered::new(&model, Attention::Sdpa, settings);
+    let kept = Settings {
+        attention_offloading: false,
+        checkpoint_every_layers: 1,
+        recompute: Recompute::Mlp,
+        ..settings
+    };
+    check_in_turn(&model, settings);
+    check_in_turn(&model, kept);
+}
+
+/// Steps of several lengths on one engine give what each gives alone.
+#[track_caller]
+fn check_in_turn(model: &Model, settings: Settings) {
+    let mut engine = Layered::new(model, Attention::Sdpa, settings);
     for lengths in [&[37][..], &[9, 9, 9], &[61], &[5], &[37]] {
         let stream = stream(lengths);
         let mut held = Held::default();
         let nll = engine.forward_backward(&stream, 0.25, &mut held, &mut |_| {});
         let in_two = Settings { attention_head_groups: 2, ..UNEVEN };
-        let (expected_nll, expected) = layered(&model, Attention::Sdpa, &stream, 0.25, in_two);
+        let (expected_nll, expected) = layered(model, Attention::Sdpa, &stream, 0.25, in_two);
         assert_eq!(nll.double_value(&[]), expected_nll, "{lengths:?}");
-        for (found, expected) in taken(held, &model).iter().zip(&expected) {
+        for (found, expected) in taken(held, model).iter().zip(&expected) {
             assert_eq!(bits(found), bits(expected), "{lengths:?}");
         }
     }

@@ -470,7 +470,7 @@ fn every_experiment_of_the_repository_has_a_plan() {
             "context_ceiling: 2",
             "engines: 6",
             "learning_rate: 18",
-            "memory_ladder: 8",
+            "memory_ladder: 9",
             "plain_context_ceiling: 1",
             "rope_variants: 15",
             "streamed_context_ceiling: 2",

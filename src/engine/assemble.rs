@@ -107,6 +107,12 @@ fn shape(config: &RunConfig) -> Result<(Option<ModelFiles>, ModelConfig)> {
     let shape =
         override_rope(&own, section.rope_parameters.as_ref(), section.max_position_embeddings);
     shape.check().map_err(|message| anyhow!("model: {message}"))?;
+    let (groups, heads) = (config.train.attention_head_groups, shape.num_key_value_heads());
+    if let Some(groups) = groups.filter(|groups| *groups > heads) {
+        bail!(
+            "train.attention_head_groups: expected at most the model's key-value heads ({heads}), found `{groups}`"
+        );
+    }
     Ok((files, shape))
 }
 

@@ -57,6 +57,11 @@ impl Log {
         }
         Ok(())
     }
+
+    /// What a fact of the run says, of this attempt or an earlier one.
+    fn fact_of(&self, name: &str) -> Option<Value> {
+        self.facts.lock().unwrap_or_else(|e| e.into_inner()).get(name).cloned()
+    }
 }
 
 impl Sink for Log {
@@ -131,7 +136,6 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         tch::set_num_threads(threads as i32);
     }
     started(paths, &config, device, log)?;
-    let config = config.on_device(device.is_cuda());
     let _heart = Heart::begin(log.clone());
     if let (Device::Cpu, Some(cap)) = (device, config.run.memory_cap) {
         torch::limit_resident_memory(cap)?;
@@ -143,7 +147,12 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
     log.fact("run.memory_cap", limit);
 
     progress.phase.set("plan");
+    // A run that goes on does so on the engine that it began on.
+    let began_on =
+        log.fact_of("train.engine").and_then(|engine| serde_json::from_value(engine).ok());
+    let config = began_on.map_or(config.clone(), |engine| config.on_engine(engine));
     let prediction = assemble::predict(&config, device)?;
+    let config = config.on_engine(prediction.engine);
     log.fact("plan", predicted(&prediction));
     if let Some(ending) = refusal(&prediction) {
         return Ok(ending);

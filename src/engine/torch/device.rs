@@ -100,6 +100,18 @@ pub(super) fn symbol_of(library: &CStr, name: &CStr) -> Option<*mut c_void> {
     }
 }
 
+/// Makes a device the thread's current one, as every operation of LibTorch does for its own duration.
+fn make_current(index: usize) {
+    type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
+    if let Some(set) = symbol_of(c"libcudart.so.13", c"cudaSetDevice") {
+        // SAFETY: the documented function of the CUDA runtime. A device that can't be set fails at its first use.
+        unsafe {
+            let set: SetDevice = std::mem::transmute::<*mut c_void, SetDevice>(set);
+            set(index as c_int);
+        }
+    }
+}
+
 /// Total memory of a CUDA device, asked of the CUDA runtime before LibTorch's allocator exists.
 fn total_memory_before_allocator(index: usize) -> Option<u64> {
     type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
@@ -140,6 +152,8 @@ pub fn open_device(wanted: config::Device, memory_cap: Option<Bytes>) -> Result<
         ),
         Ok(()) if (index as i64) < Cuda::device_count() => {
             let _ = ALLOCATOR_CAP.set(memory_cap);
+            // Kernels of our own are loaded into the current device's context, and started there.
+            make_current(index);
             Ok(Device::Cuda(index))
         }
         Ok(()) => bail!(

@@ -152,7 +152,11 @@ impl Kernels {
 }
 
 fn accepted(what: &str, answer: c_int) -> Result<(), String> {
-    if answer == 0 { Ok(()) } else { Err(format!("{what}: the CUDA driver answers {answer}")) }
+    match answer {
+        0 => Ok(()),
+        2 => Err(format!("{what}: CUDA out of memory")),
+        _ => Err(format!("{what}: the CUDA driver answers {answer}")),
+    }
 }
 
 /// `sm_90`, or whatever the device is.

@@ -156,6 +156,7 @@ pub fn train(
         let Outcome { loss, grad_norm } =
             executor.step(&mut streams, loss_tokens, &mut optimizer, learning_rate, &mut watch)?;
         peaks.leave(t, sink);
+        let end = Event::record_time(t.model.device);
 
         state.step += 1;
         state.tokens += tokens as u64;
@@ -172,7 +173,7 @@ pub fn train(
             peak_allocated: peaks.step.peak_allocated,
             peak_reserved: peaks.step.peak_reserved,
         });
-        peaks.finish(t, sink);
+        peaks.finish(&end);
         if let Some(reason) = diverged(&mut state, loss, grad_norm, config.max_loss_ratio) {
             return Ok(Ending::Diverged { step: state.step, loss, reason });
         }
@@ -360,12 +361,10 @@ impl PhasePeaks {
         }
     }
 
-    /// Ends the step.
-    fn finish(&mut self, t: &Training, sink: &mut impl Sink) {
-        self.leave(t, sink);
+    /// Ends the step, which ended at `end` on the device.
+    fn finish(&mut self, end: &Event) {
         self.step = torch::Memory::default();
-        let end = Event::record_time(t.model.device);
-        let ends = self.began.iter().skip(1).map(|(_, event)| event).chain([&end]);
+        let ends = self.began.iter().skip(1).map(|(_, event)| event).chain([end]);
         self.seconds.clear();
         for ((phase, began), end) in self.began.iter().zip(ends) {
             *self.seconds.entry(phase).or_default() += began.seconds_until(end).unwrap_or(0.0);

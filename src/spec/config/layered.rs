@@ -6,7 +6,7 @@
 use super::{Dtype, RunConfig, TrainSection};
 use serde::{Deserialize, Serialize};
 
-/// What drives the forward and backward. When it is not written: [`TrainSection::on_device`].
+/// What drives the forward and backward. When it is not written it is decided with the run's device, in `spec::plan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
@@ -97,19 +97,9 @@ impl Engine {
 }
 
 impl TrainSection {
-    /// The engine that is written, else the plain one. [`TrainSection::on_device`] has it written.
+    /// The engine that is written, else the plain one. A run has it written: `spec::plan` says which.
     pub fn engine(&self) -> Engine {
         self.engine.unwrap_or_default()
-    }
-
-    /// The same section for a device, with its engine written: where it was not the layered one on CUDA, unless each layer is
-    /// to be recomputed by autograd, and the plain one on the CPU.
-    pub fn on_device(&self, cuda: bool) -> TrainSection {
-        let chosen = match cuda && !self.activation_checkpointing {
-            true => Engine::Layered,
-            false => Engine::Plain,
-        };
-        TrainSection { engine: Some(self.engine.unwrap_or(chosen)), ..self.clone() }
     }
 
     /// How gradients are clipped, where `max_grad_norm` bounds them.

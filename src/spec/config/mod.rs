@@ -439,9 +439,11 @@ const CAME_LATER: [(&str, &str); 8] = [
 ];
 
 impl RunConfig {
-    /// The configuration with what was left to the device decided.
-    pub fn on_device(&self, cuda: bool) -> RunConfig {
-        RunConfig { train: self.train.on_device(cuda), ..self.clone() }
+    /// The configuration with its engine written, if it was not.
+    pub fn on_engine(&self, engine: Engine) -> RunConfig {
+        let mut config = self.clone();
+        config.train.engine.get_or_insert(engine);
+        config
     }
 
     /// Reads the complete configuration from its written form.

@@ -167,6 +167,7 @@ impl ModelConfig {
             ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", n),
             ("num_key_value_heads", k),
+            ("head_dim", self.head_dim.unwrap_or(1)),
             ("max_position_embeddings", self.max_position_embeddings),
         ] {
             if size == 0 {

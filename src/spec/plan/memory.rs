@@ -103,7 +103,12 @@ impl Sizes {
             layer_parameters: 2 * d * queries + 2 * d * keys + 3 * d * f + 2 * d,
             parameters: model.num_parameters(),
             tied: model.tie_word_embeddings,
-            fused: cuda && config.model.dtype == Dtype::Bfloat16,
+            // What the kernels take; others fall back.
+            fused: cuda
+                && config.model.dtype == Dtype::Bfloat16
+                && [d, f, size(model.vocab_size)].iter().all(|width| width.is_multiple_of(8))
+                && d <= 8192
+                && head_dim.is_multiple_of(4),
         }
     }
 
@@ -164,8 +169,6 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
         (Phase::AttentionBackward, attention_backward(s, settings)),
         (Phase::Optimizer, optimizer_step(config, s, settings)),
     ];
-    let phases = phases.map(|(phase, bytes)| (phase, Bytes(base + bytes))).to_vec();
-
     let inputs = match settings.activation_offloading {
         true => kept * host_tiles(s, settings) + s.layers * kept_on_host(s, settings),
         false => 0,
@@ -173,11 +176,14 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
     let outputs = if settings.attention_offloading { host_outputs(s, settings) } else { 0 };
     let on_host =
         if streamed { pinned_weights(s) + state.all - state.device_if_streamed } else { 0 };
+    let host = inputs + outputs + on_host;
+    // On the CPU there is one memory.
+    let (base, host) = if cuda { (base, host) } else { (base + host, 0) };
     Memory {
         weights: Bytes(weights),
         optimizer: Bytes(optimizer),
-        phases,
-        host: Bytes(inputs + outputs + on_host),
+        phases: phases.map(|(phase, bytes)| (phase, Bytes(base + bytes))).to_vec(),
+        host: Bytes(host),
     }
 }
 
@@ -220,7 +226,8 @@ fn kept_on_host(s: &Sizes, settings: &Settings) -> u64 {
     let groups = settings.attention_head_groups as u64;
     let tiles = |width: u64| {
         let row = width / groups * s.e;
-        let rows = (super::ROW_TILE_BYTES / row.max(1)).clamp(1, s.tokens);
+        let tile = settings.row_tile_tokens as u64 * s.d * s.e;
+        let rows = (tile / row.max(1)).clamp(1, s.tokens);
         groups * s.tokens.div_ceil(rows) * (rows * row).next_power_of_two()
     };
     let [outputs, heads, _] = kept_widths(s, settings);
@@ -457,6 +464,7 @@ fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
         + streamed_state(s.d * s.f);
     let table = head_on_device(s, settings)
         + (1 + u64::from(settings.activation_offloading)) * s.hidden()
+        + kept_buffers(s, settings).iter().sum::<u64>()
         + s.v * s.d * FLOAT
         + temporaries(s.v * s.d)
         + streamed_state(s.v * s.d);

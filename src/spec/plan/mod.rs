@@ -100,9 +100,24 @@ impl Prediction {
     }
 }
 
-/// Predicts a run of `config` with a model of shape `model` on `machine`.
+/// Predicts a run of `config` with a model of shape `model` on `machine`. An engine that is not written is the layered one on
+/// CUDA, but the plain one where only that fits, or where each layer is to be recomputed by autograd; and the plain one on the
+/// CPU.
 pub fn predict(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Prediction {
-    let config = &config.on_device(machine.cuda);
+    let on = |engine: Engine| predict_on(&config.on_engine(engine), model, machine);
+    if config.train.engine.is_some() || !machine.cuda || config.train.activation_checkpointing {
+        return on(config.train.engine());
+    }
+    let layered = on(Engine::Layered);
+    if layered.fits() {
+        return layered;
+    }
+    let plain = on(Engine::Plain);
+    if plain.fits() { plain } else { layered }
+}
+
+/// The same with the engine written.
+fn predict_on(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Prediction {
     let engine = config.train.engine();
     let settings = (engine == Engine::Layered).then(|| settings(config, model, machine));
     let memory = memory::predict(config, model, settings.as_ref(), machine.cuda);

@@ -333,6 +333,27 @@ fn the_engine_is_the_devices_where_it_is_not_written() {
     assert_eq!((engine(&config, true), engine(&config, false)), (Engine::Layered, Engine::Plain));
     config.train.activation_checkpointing = true;
     assert_eq!(engine(&config, true), Engine::Plain);
+    config.train.activation_checkpointing = false;
+    // All gradients at once are float32 on the layered engine, and of the weights' own dtype on the plain one.
+    config.train.max_grad_norm = Some(1.0);
+    assert_eq!(engine(&config, true), Engine::Layered);
+    config.train.sequence_length = 512;
+    let card = h100(Bytes::gib(34), Bytes::gib(128));
+    assert_eq!(predict(&config, &shape(LLAMA), &card).engine, Engine::Plain);
+}
+
+/// What would wait in host memory waits in the same memory on the CPU.
+#[test]
+fn on_the_cpu_there_is_one_memory() {
+    let machine = Machine { cuda: false, ..h100(Bytes::gib(80), Bytes::gib(128)) };
+    let of = |offload: bool| {
+        let train = format!(
+            "  activation_offloading: {offload}\n  recompute: mlp\n  attention_head_groups: 1\n"
+        );
+        predict(&config(8192, &train), &shape(LLAMA), &machine).memory
+    };
+    assert_eq!(of(true).host, Bytes(0));
+    assert!(of(true).device_peak() >= of(false).device_peak());
 }
 
 #[test]

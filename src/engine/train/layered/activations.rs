@@ -16,9 +16,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
-/// Bytes of a tile in host memory: a power of two, or a little less.
-const TILE_BYTES: i64 = 64 << 20;
-
 /// What is kept of all layers.
 pub struct Activations {
     recompute: Recompute,
@@ -42,17 +39,18 @@ pub struct OfLayer {
 }
 
 impl Activations {
-    /// For layers whose heads are in `groups`; in host memory if there is a stream to copy on. `element_bytes` is a number's size.
+    /// For layers whose heads are in `groups`; in host memory if there is a stream to copy on. A tile there is of
+    /// `tile_elements` numbers at most.
     pub fn new(
         recompute: Recompute,
         groups: &[HeadGroup],
         head_dim: i64,
         side: Option<&Rc<SideStream>>,
-        element_bytes: i64,
+        tile_elements: i64,
         device: Device,
     ) -> Activations {
         let rows = |heads: i64| {
-            let tile_tokens = (TILE_BYTES / (heads * head_dim * element_bytes)).max(1);
+            let tile_tokens = (tile_elements / (heads * head_dim)).max(1);
             KeptRows::new(side.cloned(), tile_tokens, device)
         };
         let of = |kept: bool, heads: fn(&HeadGroup) -> i64| match kept {

@@ -27,7 +27,7 @@ pub struct KeptRows {
 struct Offload {
     /// Shared with all that is kept: copies are made in the order that they are asked for.
     side: Rc<SideStream>,
-    /// Tiles that hold nothing now: `[tile_tokens, D]` each, in host memory.
+    /// Tiles that hold nothing now: `[up to tile_tokens, D]` each, in host memory.
     free: Vec<Tensor>,
     /// Where they come back to.
     buffer: Option<Tensor>, // [T, D]
@@ -111,13 +111,11 @@ impl KeptRows {
         };
         let made = Event::record(device);
         let mut tiles = Vec::new();
-        let copied = offload.side.run(|| {
+        let side = offload.side.clone();
+        let copied = side.run(|| {
             made.wait();
             for (from, count) in tiles_of(x, tile_tokens) {
-                let tile = offload.free.pop().unwrap_or_else(|| {
-                    let (_, d) = x.size2().expect("x is [T, D]");
-                    host_empty_like(&x.narrow(0, 0, 1).expand([tile_tokens, d], false), device)
-                });
+                let tile = offload.tile(&x.narrow(0, from, count), device);
                 copy(&tile.narrow(0, 0, count), &x.narrow(0, from, count));
                 tiles.push(tile);
             }
@@ -213,6 +211,21 @@ impl KeptRows {
         let Some(tiles) = self.kept.remove(&layer) else { return };
         if let Some(offload) = &mut self.offload {
             offload.free.extend(tiles);
+        }
+    }
+}
+
+impl Offload {
+    /// A tile with room for `rows`, `[count, D]`: one that holds nothing now, or a new one. One that is too small for that makes
+    /// way, so that there are never more than are needed at once.
+    fn tile(&mut self, rows: &Tensor, device: Device) -> Tensor {
+        let fits = |tile: &Tensor| tile.size()[0] >= rows.size()[0];
+        match self.free.iter().position(fits) {
+            Some(index) => self.free.swap_remove(index),
+            None => {
+                self.free.pop();
+                host_empty_like(rows, device)
+            }
         }
     }
 }

@@ -101,7 +101,7 @@ impl<'a> Layered<'a> {
                 &groups,
                 heads.head_dim,
                 side.as_ref(),
-                model.dtype.elt_size_in_bytes() as i64,
+                tile_tokens * config.hidden_size as i64,
                 model.device,
             ),
             groups,
@@ -298,7 +298,9 @@ impl<'a> Layered<'a> {
         }
         self.inputs.end_backward();
         self.activations.end_backward();
-        self.ballast = None;
+        if pass.last {
+            self.ballast = None;
+        }
         self.embedding_backward(&g, d_tied, pass, gradients, watch);
         self.weights.finish();
         nll
