@@ -113,7 +113,7 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
             " Not distinguishable from it: {n} of the {all} others, in bold below."
         )),
         (n, all) if n == all => sentence.push_str(&format!(
-            " None can be told from it: the differences of {} include zero.",
+            " None can be told from it: the differences of {} include zero or are next to nothing.",
             list(&names)
         )),
         _ => sentence.push_str(&format!(" Not distinguishable from it: {}.", list(&names))),

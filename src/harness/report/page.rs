@@ -429,8 +429,8 @@ fn how_to_read(summary: &Summary) -> String {
         ));
         lines.push(
             "**Not distinguishable**: the 95 % interval of the mean difference from the best, paired by seed (and for \
-             perplexity by evaluated window), includes zero. With one seed the interval is a percentile bootstrap over \
-             windows (10,000 resamples). No correction is made for the number of comparisons."
+             perplexity by evaluated window), includes zero or lies within 0.0005 nats of it. With one seed the interval is a \
+             percentile bootstrap over windows (10,000 resamples). No correction is made for the number of comparisons."
                 .into(),
         );
     }

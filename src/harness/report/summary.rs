@@ -68,9 +68,15 @@ pub struct Difference {
     pub over_windows: bool,
 }
 
+/// Nats that nobody would choose by, however sure the sign is: 0.05 % of a perplexity.
+pub const NEGLIGIBLE: f64 = 5e-4;
+
 impl Difference {
+    /// Whether the interval leaves out zero, and reaches further than [`NEGLIGIBLE`].
     pub fn is_distinguishable(&self) -> bool {
-        self.interval.is_some_and(|interval| !interval.includes_zero())
+        self.interval.is_some_and(|interval| {
+            !interval.includes_zero() && interval.low.abs().max(interval.high.abs()) >= NEGLIGIBLE
+        })
     }
 }
 
@@ -566,5 +572,23 @@ fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
         probes: points.iter().filter(|(_, point)| point.probe_layers().is_some()).count(),
         is_confirmed,
         points,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sure difference of next to nothing is none.
+    #[test]
+    fn a_difference_has_to_matter_to_be_told() {
+        let told = |low: f64, high: f64| {
+            let interval = Some(Interval { mean: (low + high) / 2.0, low, high });
+            let (mean, seeds, over_windows) = ((low + high) / 2.0, 3, false);
+            Difference { mean, interval, seeds, over_windows }.is_distinguishable()
+        };
+        assert!(told(0.01, 0.02) && told(-0.02, -0.01) && told(1e-6, 0.01));
+        assert!(!told(-0.01, 0.02), "zero is inside");
+        assert!(!told(1e-6, 1e-4) && !told(-1e-4, -1e-6), "next to nothing");
     }
 }
