@@ -205,28 +205,16 @@ fn float(
 
 /// JSON with the spaces that Python puts.
 fn json(value: &Value) -> Option<String> {
+    let key = |key: &Value| Some(serde_json::Value::from(python::text(key)).to_string());
+    to_yaml::in_brackets(value, &single_json, &json, &key)
+}
+
+fn single_json(value: &Value) -> Option<String> {
     Some(match value.kind() {
         ValueKind::None => "null".into(),
         ValueKind::Bool => value.is_true().to_string(),
         ValueKind::Number => python::text(value),
         ValueKind::String => serde_json::Value::from(value.as_str()?).to_string(),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Option<Vec<String>> =
-                value.try_iter().ok()?.map(|item| json(&item)).collect();
-            format!("[{}]", items?.join(", "))
-        }
-        ValueKind::Map => {
-            let mut keys: Vec<Value> = value.try_iter().ok()?.collect();
-            keys.sort();
-            let entries: Option<Vec<String>> = keys
-                .iter()
-                .map(|key| {
-                    let name = serde_json::Value::from(python::text(key)).to_string();
-                    Some(format!("{name}: {}", json(&value.get_item(key).ok()?)?))
-                })
-                .collect();
-            format!("{{{}}}", entries?.join(", "))
-        }
         _ => return None,
     })
 }

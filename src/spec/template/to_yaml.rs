@@ -16,6 +16,11 @@ pub(super) fn to_yaml(value: &Value) -> Option<String> {
 }
 
 fn flow(value: &Value, nested: bool) -> Option<String> {
+    let part = |part: &Value| flow(part, true);
+    in_brackets(value, &|leaf| single(leaf, nested), &part, &part)
+}
+
+fn single(value: &Value, nested: bool) -> Option<String> {
     Some(match value.kind() {
         ValueKind::None => "null".into(),
         ValueKind::Bool => if value.is_true() { "true" } else { "false" }.into(),
@@ -24,25 +29,32 @@ fn flow(value: &Value, nested: bool) -> Option<String> {
             None => value.to_string(),
         },
         ValueKind::String => string(value.as_str().unwrap_or_default(), nested),
+        _ => return None,
+    })
+}
+
+/// Prints a value; `None` for what it does not print.
+type Print<'p> = &'p dyn Fn(&Value) -> Option<String>;
+
+/// Lists in square brackets, and maps in curly ones, sorted by key: their items by `item`, their keys by `key`. All else by
+/// `single`.
+pub(super) fn in_brackets(value: &Value, single: Print, item: Print, key: Print) -> Option<String> {
+    match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Option<Vec<String>> =
-                value.try_iter().ok()?.map(|item| flow(&item, true)).collect();
-            format!("[{}]", items?.join(", "))
+            let items: Option<Vec<String>> = value.try_iter().ok()?.map(|x| item(&x)).collect();
+            Some(format!("[{}]", items?.join(", ")))
         }
         ValueKind::Map => {
             let mut keys: Vec<Value> = value.try_iter().ok()?.collect();
             keys.sort();
-            let entries: Option<Vec<String>> = keys
-                .iter()
-                .map(|key| {
-                    let item = value.get_item(key).ok()?;
-                    Some(format!("{}: {}", flow(key, true)?, flow(&item, true)?))
-                })
-                .collect();
-            format!("{{{}}}", entries?.join(", "))
+            let entry = |name: &Value| {
+                Some(format!("{}: {}", key(name)?, item(&value.get_item(name).ok()?)?))
+            };
+            let entries: Option<Vec<String>> = keys.iter().map(entry).collect();
+            Some(format!("{{{}}}", entries?.join(", ")))
         }
-        _ => return None,
-    })
+        _ => single(value),
+    }
 }
 
 /// YAML 1.1 knows a float by its dot.
