@@ -1,8 +1,11 @@
 //! The layered engine against the plain one: the same losses and the same gradients, however the step is carried out.
 
+#[path = "support/close.rs"]
+mod close;
 #[path = "support/worker.rs"]
 mod worker;
 
+use close::check_close;
 use fathom_engine::model::{Model, Setup};
 use fathom_engine::train::execute::{Engine, Executor, Outcome};
 use fathom_engine::train::layered::Layered;
@@ -137,15 +140,6 @@ fn taken(held: Held, model: &Model) -> Vec<Tensor> {
     let indices: Vec<usize> = all.iter().map(|taken| taken.index).collect();
     assert_eq!(indices, (0..model.parameters().len()).collect::<Vec<_>>(), "each weight has one");
     all.into_iter().map(|taken| taken.gradient).collect()
-}
-
-/// The largest difference, relative to the largest value that is expected.
-#[track_caller]
-fn check_close(what: &str, found: &Tensor, expected: &Tensor, bound: f64) {
-    assert_eq!(found.size(), expected.size(), "{what}");
-    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
-    let off = f64::try_from((&found - &expected).abs().max() / expected.abs().max()).unwrap();
-    assert!(off <= bound, "{what}: off by {off:.2e}, allowed {bound:.0e}");
 }
 
 /// Losses and every gradient of both paths in float64.

@@ -4,6 +4,10 @@
 //! torch 2.11 (eager attention, CPU, float32). Query and key weights are large, so that a wrong RoPE changes the logits by
 //! more than 100 %.
 
+#[path = "support/close.rs"]
+mod close;
+
+use close::check_close;
 use fathom_engine::eval::document_nll;
 use fathom_engine::model::weights::ModelFiles;
 use fathom_engine::model::{Model, Setup};
@@ -47,15 +51,6 @@ fn reference(case: &str) -> HashMap<String, Tensor> {
         .unwrap()
         .into_iter()
         .collect()
-}
-
-/// The largest difference, relative to the largest value of the reference.
-#[track_caller]
-fn check_close(what: &str, found: &Tensor, expected: &Tensor, bound: f64) {
-    assert_eq!(found.size(), expected.size(), "{what}");
-    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
-    let off = f64::try_from((&found - &expected).abs().max() / expected.abs().max()).unwrap();
-    assert!(off <= bound, "{what}: off by {off:.2e}, allowed {bound:.0e}");
 }
 
 fn check_case(case: &str, attention: Attention, plan: Plan) {
