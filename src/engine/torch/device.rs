@@ -100,30 +100,26 @@ pub(super) fn symbol_of(library: &CStr, name: &CStr) -> Option<*mut c_void> {
     }
 }
 
-/// Makes a device the thread's current one, as every operation of LibTorch does for its own duration.
-fn make_current(index: usize) {
+/// Makes a device the thread's current one, as every operation of LibTorch does for its own duration. Answers whether it is.
+fn make_current(index: usize) -> bool {
     type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
-    if let Some(set) = symbol_of(c"libcudart.so.13", c"cudaSetDevice") {
-        // SAFETY: the documented function of the CUDA runtime. A device that can't be set fails at its first use.
-        unsafe {
-            let set: SetDevice = std::mem::transmute::<*mut c_void, SetDevice>(set);
-            set(index as c_int);
-        }
+    let Some(set) = symbol_of(c"libcudart.so.13", c"cudaSetDevice") else { return false };
+    // SAFETY: the documented function of the CUDA runtime.
+    unsafe {
+        let set: SetDevice = std::mem::transmute::<*mut c_void, SetDevice>(set);
+        set(index as c_int) == 0
     }
 }
 
 /// Total memory of a CUDA device, asked of the CUDA runtime before LibTorch's allocator exists.
 fn total_memory_before_allocator(index: usize) -> Option<u64> {
-    type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
     type GetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
-    let set = symbol_of(c"libcudart.so.13", c"cudaSetDevice")?;
     let get = symbol_of(c"libcudart.so.13", c"cudaMemGetInfo")?;
     let (mut free, mut total) = (0usize, 0usize);
-    // SAFETY: the documented functions of the CUDA runtime, called with valid pointers.
+    // SAFETY: the documented function of the CUDA runtime, called with valid pointers.
     unsafe {
-        let set: SetDevice = std::mem::transmute::<*mut c_void, SetDevice>(set);
         let get: GetInfo = std::mem::transmute::<*mut c_void, GetInfo>(get);
-        (set(index as c_int) == 0 && get(&mut free, &mut total) == 0).then_some(total as u64)
+        (make_current(index) && get(&mut free, &mut total) == 0).then_some(total as u64)
     }
 }
 
@@ -152,7 +148,8 @@ pub fn open_device(wanted: config::Device, memory_cap: Option<Bytes>) -> Result<
         ),
         Ok(()) if (index as i64) < Cuda::device_count() => {
             let _ = ALLOCATOR_CAP.set(memory_cap);
-            // Kernels of our own are loaded into the current device's context, and started there.
+            // Kernels of our own are loaded into the current device's context, and started there. One that can't be made
+            // current fails at its first use.
             make_current(index);
             Ok(Device::Cuda(index))
         }

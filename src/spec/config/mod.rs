@@ -288,6 +288,13 @@ pub enum OptimizerType {
     Sgd,
 }
 
+impl OptimizerType {
+    /// Whether its second moments are factored into rows and columns.
+    pub fn is_adafactor(self) -> bool {
+        matches!(self, OptimizerType::Adafactor | OptimizerType::AdafactorSum)
+    }
+}
+
 /// What is measured on held-out documents when training ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

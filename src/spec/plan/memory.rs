@@ -428,10 +428,7 @@ fn attention_backward(s: &Sizes, settings: &Settings) -> u64 {
 
 /// The largest step: the MLP's inside the backward, or a table's at one of its ends.
 fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
-    let adafactor = matches!(
-        config.train.optimizer.kind,
-        OptimizerType::Adafactor | OptimizerType::AdafactorSum
-    );
+    let adafactor = config.train.optimizer.kind.is_adafactor();
     let temporaries = |elements: u64| {
         if s.fused && adafactor {
             return 0;

@@ -4,7 +4,7 @@
 //! is `2 T A B`. `P_d` are the dense weights: those that every position is multiplied with, the embedding is not one.
 
 use super::Settings;
-use crate::config::{Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig};
+use crate::config::{Dtype, GradClipping, ModelConfig, RunConfig};
 
 /// What a step computes and moves.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,8 +130,7 @@ pub fn work(
                 + of(keeps.keeps_heads(), heads)
                 + of(keeps.keeps_mlp(), mlp));
     let attention_flops = attention_flops - of(keeps.keeps_outputs(), 4.0 * square * seen);
-    let adafactor =
-        matches!(train.optimizer.kind, OptimizerType::Adafactor | OptimizerType::AdafactorSum);
+    let adafactor = train.optimizer.kind.is_adafactor();
     let fused = cuda && adafactor && config.model.dtype == Dtype::Bfloat16 && settings.is_some();
     let offloaded = settings.filter(|settings| settings.activation_offloading).map_or(0.0, |s| {
         let inputs = (layers / s.checkpoint_every_layers as f64).ceil() * d;

@@ -67,10 +67,6 @@ impl Activations {
         }
     }
 
-    pub fn recompute(&self) -> Recompute {
-        self.recompute
-    }
-
     /// Numbers of a position that a layer keeps beside its input and log-sum-exp.
     pub fn width(&self, config: &ModelConfig) -> i64 {
         let head_dim = config.head_dim() as i64;

@@ -1,8 +1,8 @@
 //! What layers keep of their forward for their backward, their inputs first of all: on the device, or in host memory, copied
 //! beside the arithmetic.
 //!
-//! `T` position, `D` the numbers of one. Host memory is held in tiles of `tile_tokens` positions that are used again and again. LibTorch's
-//! allocator of page-locked memory rounds up to a power of two: a tile should be a little less than one.
+//! `T` position, `D` the numbers of one. Host memory is held in tiles of `tile_tokens` positions that are used again and
+//! again. LibTorch's allocator of page-locked memory rounds up to a power of two: a tile should be a little less than one.
 //!
 //! On the device there is one buffer `[T, D]` for what comes back. As soon as the backward of a layer is done with some rows
 //! of it, those rows of the next layer's are brought there, so that nothing beyond the buffer is needed for copies to run
@@ -174,10 +174,10 @@ impl KeptRows {
 
     /// Brings all rows of the one of `next` into the buffer, which is not needed any more.
     pub fn refill_all(&mut self, next: usize) {
-        let Some(tokens) = self.offload.as_ref().and_then(|offload| offload.buffer.as_ref()) else {
+        let Some(buffer) = self.offload.as_ref().and_then(|offload| offload.buffer.as_ref()) else {
             return;
         };
-        for (from, count) in tiles_of(tokens, self.tile_tokens) {
+        for (from, count) in tiles_of(buffer, self.tile_tokens) {
             self.refill(next, from, count);
         }
     }

@@ -29,7 +29,7 @@ use crate::model::{Model, at_least_float};
 use crate::torch::{Event, SideStream};
 use activations::{Activations, OfLayer};
 use attention::{AttentionGradients, Done, HeadGroup, Shared, head_groups};
-use fathom_spec::config::{Attention, Recompute};
+use fathom_spec::config::Attention;
 use fathom_spec::plan::Settings;
 use gradients::{Gradient, Gradients};
 use kept::{Arrived, KeptRows, tiles_of};
@@ -135,7 +135,7 @@ impl<'a> Layered<'a> {
             ("train.activation_offloading", json!(self.inputs.offloads())),
             ("train.attention_offloading", json!(self.host_outputs.is_some())),
             ("train.checkpoint_every_layers", json!(settings.checkpoint_every_layers)),
-            ("train.recompute", json!(self.activations.recompute())),
+            ("train.recompute", json!(settings.recompute)),
             ("train.weight_streaming", json!(self.weights.streams())),
             ("run.probe_layers", json!(self.probe_layers.map(|_| self.num_layers()))),
         ]
@@ -207,8 +207,7 @@ impl<'a> Layered<'a> {
         for layer in 0..layers {
             let checkpointed = layer % self.settings.checkpoint_every_layers == 0;
             let kept = checkpointed.then(|| self.inputs.keep(layer, &x.all()));
-            let keep = self.settings.recompute;
-            self.layer_forward(layer, (layer + 1).min(layers - 1), &x, kept, keep, shared);
+            self.layer_forward(layer, (layer + 1).min(layers - 1), &x, kept, shared);
         }
         let x = x.all();
         self.ballast = self.not_kept(&x);
@@ -238,15 +237,14 @@ impl<'a> Layered<'a> {
         self.probe_layers.map_or(all, |probe| probe.min(all))
     }
 
-    /// One layer in place: `x`, its input, becomes its output, once `kept` has happened. What is not to be recomputed is kept
-    /// as `keep` says.
+    /// One layer in place: `x`, its input, becomes its output, once `kept` has happened. What is not to be recomputed is
+    /// kept.
     fn layer_forward(
         &mut self,
         layer: usize,
         next: usize,
         x: &Arrived,
         kept: Option<Event>,
-        keep: Recompute,
         shared: &block::Stream,
     ) {
         let weights = self.weights.take(layer);
@@ -257,19 +255,16 @@ impl<'a> Layered<'a> {
         let mut outputs = Outputs::new(None);
         let saved =
             attention::forward(x, &weights.used, &of_layers, &mut outputs, |index, heads| {
-                if keep.keeps_heads() {
-                    activations.keep_heads(layer, index, heads);
-                }
+                activations.keep_heads(layer, index, heads);
             });
-        if keep.keeps_outputs() {
-            activations.keep_outputs(layer, &outputs, saved);
-        }
+        activations.keep_outputs(layer, &outputs, saved);
         if let Some(kept) = kept {
             kept.wait();
         }
         let x = x.all();
         let tile = settings.mlp_tile_tokens as i64;
-        let projections = keep.keeps_mlp().then(|| Projections::empty(&x, &weights.used));
+        let projections =
+            settings.recompute.keeps_mlp().then(|| Projections::empty(&x, &weights.used));
         let eps = shared.rms_norm_eps;
         mlp::forward(&x, &mut outputs, &weights.used, eps, tile, projections.as_ref());
         if let Some(projections) = projections {
@@ -385,7 +380,7 @@ impl<'a> Layered<'a> {
         let x = self.inputs.fetch_to_write(first);
         for layer in first..end - 1 {
             let kept = (layer > first).then(|| self.inputs.keep(layer, &x.all()));
-            self.layer_forward(layer, layer + 1, &x, kept, Recompute::Layer, shared);
+            self.layer_forward(layer, layer + 1, &x, kept, shared);
         }
         Arrived::here(x.all())
     }
