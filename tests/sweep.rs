@@ -469,14 +469,16 @@ fn every_experiment_of_the_repository_has_a_plan() {
         [
             "context_ceiling: 2",
             "engines: 6",
+            "engines_bfloat16: 6",
             "learning_rate: 18",
-            "memory_ladder: 9",
+            "memory_ladder: 10",
             "plain_context_ceiling: 1",
             "rope_variants: 15",
-            "streamed_context_ceiling: 2",
+            "streamed_context_ceiling: 1",
             "tiny_context_ceiling: 1",
             "tiny_learning_rate: 10",
-            "tiny_rope_variants: 14"
+            "tiny_rope_variants: 14",
+            "uncapped_context_ceiling: 2"
         ]
     );
 }
