@@ -159,10 +159,11 @@ macro_rules! quantity_serde {
 quantity_serde!(Bytes, "a number of bytes such as `24GiB`");
 quantity_serde!(Tokens, "a number of tokens such as `4M`");
 
-/// Prints a duration for people: `4.2 s`, `3 min 07 s`, `2 h 05 min`.
+/// Prints a duration for people: `9.3 ms`, `4.2 s`, `3 min 07 s`, `2 h 05 min`.
 pub fn format_seconds(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
+        _ if seconds > 0.0 && seconds < 0.1 => format!("{:.1} ms", seconds * 1e3),
         _ if seconds < 10.0 => format!("{seconds:.1} s"),
         0..60 => format!("{whole} s"),
         60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),

@@ -162,9 +162,12 @@ impl Run {
         self.median("tokens_per_second")
     }
 
-    /// The median of a metric over steps: the first ones, which warm up, don't move it.
+    /// The median of a metric over steps. The first step, which page-locks host memory and lets kernels be chosen, is left out
+    /// where there are others.
     pub fn median(&self, key: &str) -> Option<f64> {
-        let mut values: Vec<f64> = self.metrics.get(key)?.iter().map(|(_, value)| *value).collect();
+        let values = self.metrics.get(key)?;
+        let warm = usize::from(values.len() > 1);
+        let mut values: Vec<f64> = values[warm..].iter().map(|(_, value)| *value).collect();
         values.retain(|value| value.is_finite());
         values.sort_by(f64::total_cmp);
         match values.len() {

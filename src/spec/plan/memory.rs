@@ -153,14 +153,22 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
         + cast_layer
         + angles
         + ids
-        + on_device
         + log_sum_exps
         + kept_on_device(s, settings)
         + workspaces;
-    // Gradients that are held are all there when the first layer's are made; a second pass begins at the last output again.
+    // Gradients that are held are all there when the first layer's are made; of the inputs one is left then, unless a second
+    // micro-batch brings them again. A second pass begins at the last output again.
+    let side_by_side = match config.train.gradient_accumulation_steps {
+        1 if held > 0 && on_device > 0 => {
+            let at_the_first_layer = held + s.hidden();
+            let at_the_last = on_device + held.min((s.layer_parameters + s.v * s.d) * FLOAT);
+            at_the_first_layer.max(at_the_last)
+        }
+        _ => held + on_device,
+    };
     let twice = config.train.max_grad_norm.is_some()
         && settings.grad_clipping == GradClipping::GlobalTwoPass;
-    let base = base + held + if twice { s.hidden() } else { 0 };
+    let base = base + side_by_side + if twice { s.hidden() } else { 0 };
 
     let phases = [
         (Phase::Forward, forward(s, settings)),
