@@ -808,9 +808,16 @@ fn the_command_names_what_is_missing() {
 fn the_published_reports_come_from_the_published_store() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let out = tempfile::tempdir().unwrap();
-    for sweep in
-        ["rope_variants", "learning_rate", "context_ceiling", "engines", "plain_context_ceiling"]
-    {
+    for sweep in [
+        "rope_variants",
+        "learning_rate",
+        "context_ceiling",
+        "engines",
+        "engines_bfloat16",
+        "memory_ladder",
+        "plain_context_ceiling",
+        "streamed_context_ceiling",
+    ] {
         fathom::report::write_report(&root.join("results/published"), sweep, out.path()).unwrap();
         let kept = root.join("reports").join(sweep);
         let files = |folder: &Path| -> BTreeMap<String, Vec<u8>> {
