@@ -110,13 +110,18 @@ pub struct Running {
 impl Running {
     /// Starts a worker on a prepared folder.
     ///
-    /// It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
+    /// `environment` is laid over this process's own. It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
     /// SIGTERM when the supervisor dies: it then writes a checkpoint and stops.
     ///
     /// # Errors
     ///
     /// When the process can't be started.
-    pub fn start(worker: &Path, paths: RunPaths, lock: Lock) -> Result<Running> {
+    pub fn start(
+        worker: &Path,
+        paths: RunPaths,
+        lock: Lock,
+        environment: &[(&str, String)],
+    ) -> Result<Running> {
         // Commands that were meant for an earlier attempt are not for this one.
         for entry in fs::read_dir(paths.control()).into_iter().flatten().flatten() {
             let _ = fs::remove_file(entry.path());
@@ -132,6 +137,7 @@ impl Running {
         command
             .arg("run")
             .arg(&paths.folder)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(append(paths.stdout())?)
             .stderr(append(paths.stderr())?)
@@ -155,6 +161,11 @@ impl Running {
             .spawn()
             .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
         Ok(Running { paths, said_before, child, offset, _lock: lock })
+    }
+
+    /// The worker's process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Events that have come since the last call.
