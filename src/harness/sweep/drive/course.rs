@@ -257,7 +257,9 @@ impl<'p> Halved<'p> {
             _ if passed(job, run.tokens) => self.ladder.reached(job.at, self.value(driver, job)?),
             Status::Stopped if at_rung => self.ladder.reached(job.at, self.value(driver, job)?),
             Status::OutOfMemory | Status::Diverged => self.ladder.reached(job.at, f64::INFINITY),
-            _ => self.ladder.gone(job.at),
+            Status::Failed => self.ladder.gone(job.at),
+            // It was ended from outside and comes another time: until then no rung below its own is known to be complete.
+            _ => {}
         }
         Ok(())
     }
