@@ -3,25 +3,42 @@
 use super::exit;
 use super::plan::{MachineArgs, Planner};
 use super::sweep::Places;
+use crate::run::slurm::Slurm;
 use crate::store::Store;
 use crate::sweep::Identities;
 use crate::sweep::drive::{self, Machine, Pause, Slots, identify};
 use crate::sweep::plan::Plan;
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fathom_spec::config::{RunConfig, nearest};
 use fathom_spec::units::{Bytes, Tokens};
 use std::cell::RefCell;
+use std::path::Path;
 
 /// Where runs run, and how many at a time.
 #[derive(Args)]
 pub struct CourseArgs {
-    /// Runs at a time, at most [default: 1, with --devices as many as fit]
+    /// Runs at a time, at most [default: 1; with --devices as many as fit, with Slurm all]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Place runs on these: all, cpu, a GPU's number or UUID; several on one where the predicted memory fits
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     devices: Vec<String>,
+    /// Who starts the runs
+    #[arg(long, value_enum, default_value_t = Launcher::Local)]
+    launcher: Launcher,
+    /// With --launcher slurm: an argument for `sbatch`, such as --sbatch=--partition=gpu; may be repeated
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
+}
+
+/// Who starts the runs of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Launcher {
+    /// This process, on this machine
+    Local,
+    /// Slurm: runs are tasks of job arrays, on a file system that the nodes share
+    Slurm,
 }
 
 #[derive(Args)]
@@ -45,8 +62,30 @@ pub struct ContinueArgs {
 
 impl CourseArgs {
     pub fn jobs(&self) -> usize {
-        let default = if self.devices.is_empty() { 1 } else { usize::MAX };
+        // A cluster has a queue of its own.
+        let alone = self.devices.is_empty() && self.launcher == Launcher::Local;
+        let default = if alone { 1 } else { usize::MAX };
         self.jobs.unwrap_or(default).max(1)
+    }
+
+    /// The queue that runs are submitted to, if that is how they are launched.
+    ///
+    /// # Errors
+    ///
+    /// When Slurm is not here, or options don't go together.
+    pub fn slurm(&self, results: &Path) -> Result<Option<Slurm>> {
+        match self.launcher {
+            Launcher::Local if self.sbatch.is_empty() => Ok(None),
+            Launcher::Local => {
+                bail!("--sbatch: expected it with --launcher slurm, found it without")
+            }
+            Launcher::Slurm if self.devices.is_empty() => {
+                Slurm::new(results, self.sbatch.clone()).map(Some)
+            }
+            Launcher::Slurm => bail!(
+                "--devices: expected it without --launcher slurm, found both\n  help: --sbatch=--gpus=1 has Slurm place each run"
+            ),
+        }
     }
 
     /// The devices that runs are placed on, if any were named.

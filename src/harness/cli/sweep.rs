@@ -273,6 +273,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         worker,
         jobs: args.course.jobs(),
         slots: args.course.slots()?,
+        slurm: args.course.slurm(&args.places.results)?,
         again: args.again.clone(),
         store: &mut store,
         watcher: &progress,

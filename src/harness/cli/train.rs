@@ -106,6 +106,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
         worker,
         jobs: 1,
         slots: None,
+        slurm: None,
         again: args.again.clone(),
         store: &mut store,
         watcher: &progress,

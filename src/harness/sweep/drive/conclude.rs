@@ -1,9 +1,9 @@
 //! How a job stands: whether it is done before it is begun, whether it can be begun, and what became of it.
 
 use super::{Driver, Ended, Identified, Job};
-use crate::run::{self, Running};
+use crate::run::{self, Running, slurm};
 use crate::store::Status;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use fathom_spec::record::RunPaths;
 
 /// The environment variable that tells a worker to stop, with a checkpoint, after the first step that reaches so many tokens.
@@ -46,9 +46,25 @@ impl Driver<'_> {
         if self.is_done(job)? {
             return Ok(Start::Done);
         }
+        if let Some(slurm) = &self.slurm
+            && let Some(task) = slurm.attach(&paths)?
+        {
+            return Ok(Start::Started(Running::of_task(paths, lock, task)));
+        }
+        if let (None, Some(array)) = (&self.slurm, slurm::array_of(&paths)) {
+            bail!(
+                "{}: expected a run that nobody has, found Slurm's job {array} at it\n  help: --launcher slurm goes on with it, or \
+                 begins it anew where the job has ended",
+                paths.folder.display()
+            );
+        }
         run::prepare(&paths, &point.point.config, &point.identity)?;
         environment.extend(job.stop_at.map(|rung| (STOP_AT, rung.to_string())));
-        Ok(Start::Started(Running::start(&self.worker, paths, lock, &environment)?))
+        let running = match &self.slurm {
+            Some(slurm) => Running::queued(&self.worker, paths, lock, &environment, slurm)?,
+            None => Running::start(&self.worker, paths, lock, &environment)?,
+        };
+        Ok(Start::Started(running))
     }
 
     /// Takes in the rest of a run's log, and `verdict` where the log has no ending of this attempt.

@@ -18,6 +18,7 @@ mod wait;
 
 use super::Identities;
 use super::plan::{Plan, Point};
+use crate::run::slurm::Slurm;
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
 use course::{Bisection, Course, Every, Halved};
@@ -40,6 +41,8 @@ pub struct Driver<'a> {
     pub jobs: usize,
     /// What runs are placed on; without it every run finds its device by itself.
     pub slots: Option<Slots>,
+    /// The cluster's queue that runs are submitted to; without it they are processes of this machine.
+    pub slurm: Option<Slurm>,
     /// Results that are not to be kept but made again: a run that ran out of memory beside others may fit alone.
     pub again: Vec<Status>,
     pub store: &'a mut Store,

@@ -5,7 +5,7 @@ use super::course::Strategy;
 use super::pause::Pause;
 use super::queue::Queue;
 use super::{Driver, Ended, Job, Summary, budget, pause, wait};
-use crate::run::{self, Running};
+use crate::run::Running;
 use crate::store::Status;
 use crate::sweep::plan::Plan;
 use crate::sweep::schedule::Budget;
@@ -114,7 +114,7 @@ impl<'t, 'a> Turn<'t, 'a> {
 
     /// How long to wait for an exit at most. Where the kernel has no descriptor for one, it is asked for more often.
     fn patience(&self) -> Duration {
-        match self.running.iter().all(|at| at.exit.is_some()) {
+        match self.running.iter().all(|at| at.exit.is_some() || at.worker.id().is_none()) {
             true => POLL,
             false => POLL / 10,
         }
@@ -206,7 +206,7 @@ impl<'t, 'a> Turn<'t, 'a> {
                         slots.take(job.run_id(), share);
                     }
                     let line = self.driver.watcher.started(&job.point);
-                    let exit = wait::exit_of(worker.id());
+                    let exit = worker.id().and_then(wait::exit_of);
                     self.running.push(AtWork {
                         job,
                         worker,
@@ -226,6 +226,9 @@ impl<'t, 'a> Turn<'t, 'a> {
                     self.queue.put_back(job);
                 }
             }
+        }
+        if let Some(slurm) = &self.driver.slurm {
+            slurm.submit()?;
         }
         // Only where nothing is at work that could make room is a job left for good.
         if !self.running.is_empty() || self.summary.left < self.queue.len() {
@@ -315,7 +318,7 @@ impl<'t, 'a> Turn<'t, 'a> {
             slots.release(&job.run_id());
         }
         let logged = last.is_some_and(|event| event.kind.ending().is_some());
-        let verdict = (!logged).then(|| run::verdict(exit, &worker.paths, worker.said_before));
+        let verdict = (!logged).then(|| worker.verdict(exit));
         // Its lock is free from here on.
         drop(worker);
         let ended = self.driver.conclude(&job, verdict)?;
