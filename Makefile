@@ -5,11 +5,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 FATHOM := $(TARGET)/release/fathom
 CARGO  := cargo
 
-.PHONY: help demo test build libtorch smollm2 check doc bench clean-results
+.PHONY: help demo test test-slurm build libtorch smollm2 check doc bench clean-results
 
 help:
 	@echo 'make demo     fetch LibTorch, build, pre-train a tiny Llama, sweep its RoPE variants, write the report'
 	@echo 'make test     the whole test suite'
+	@echo 'make test-slurm    the tests of the cluster launcher by a Slurm of this machine alone (slurmctld, slurmd, munge; root)'
 	@echo 'make build    both binaries, in $(TARGET)/release/'
 	@echo 'make check    format, clippy and documentation, as CI wants them'
 	@echo 'make bench    time one step of a 7B on this machine'"'"'s GPU, beside PyTorch where it is there'
@@ -24,6 +25,9 @@ build: libtorch
 
 test: libtorch smollm2
 	$(CARGO) test --release --workspace
+
+test-slurm: libtorch
+	FATHOM_SLURM=real tools/slurm_loopback.sh $(CARGO) test --release --workspace --test slurm -- --test-threads=1
 
 libtorch:
 	@tools/check_machine.sh

@@ -28,6 +28,9 @@ use tch::Device;
 /// Seconds between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// Names the tokens at which the run is to stop with a checkpoint: a rung of successive halving.
+const STOP_AT: &str = "FATHOM_STOP_AT_TOKENS";
+
 /// Set by SIGTERM and SIGINT: checkpoint and stop at the next step.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -105,6 +108,7 @@ pub fn run(folder: &Path) -> ExitCode {
     }
     let progress = Progress::default();
     progress.phase.set("start");
+    progress.stop_at_tokens.set(std::env::var(STOP_AT).ok().and_then(|text| text.parse().ok()));
     let result = catch_unwind(AssertUnwindSafe(|| execute(&paths, &mut log, &progress)));
     let ending = match result {
         Ok(Ok(ending)) => ending,

@@ -5,7 +5,7 @@
 //! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges, 16 writes what is no
 //! event; a
 //! `train.sequence_length` above `$SCRIPT_EDGE`, for each two layers of the model, runs out of memory; a step takes
-//! `$SCRIPT_STEP_MS` milliseconds.
+//! `$SCRIPT_STEP_MS` milliseconds. It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`.
 
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{EvalMethod, EventKind, EventLog, RunPaths, read_events};
@@ -38,7 +38,9 @@ fn main() {
         libtorch: "none".into(),
         threads: 1,
         seed: train.seed,
-        environment: BTreeMap::new(),
+        environment: std::env::var("CUDA_VISIBLE_DEVICES")
+            .map(|device| BTreeMap::from([("CUDA_VISIBLE_DEVICES".to_string(), device)]))
+            .unwrap_or_default(),
     });
     let layers = config.model.config.as_ref().map_or(2, |shape| shape.num_hidden_layers as u64);
     if train.sequence_length as u64
@@ -57,6 +59,11 @@ fn main() {
     }
     let steps = config.planned_steps();
     let tokens = |step: u64| step * config.tokens_per_step();
+    let rung = number("FATHOM_STOP_AT_TOKENS");
+    if resumed_from_step < steps && rung.is_some_and(|rung| tokens(resumed_from_step) >= rung) {
+        let reason = "at its rung".into();
+        return write(EventKind::Stopped { step: resumed_from_step, reason });
+    }
     for step in resumed_from_step + 1..=steps {
         std::thread::sleep(Duration::from_millis(number("SCRIPT_STEP_MS").unwrap_or(0)));
         let loss = 5.0 / (step as f64 + train.seed as f64) + train.learning_rate;
@@ -96,7 +103,8 @@ fn main() {
             std::fs::read_dir(paths.control()).into_iter().flatten().flatten().any(|entry| {
                 std::fs::read_to_string(entry.path()).unwrap_or_default().contains("stop")
             });
-        if asked_to_stop || step % 5 == 0 {
+        let at_rung = step < steps && rung.is_some_and(|rung| tokens(step) >= rung);
+        if asked_to_stop || at_rung || step % 5 == 0 {
             let folder = paths.checkpoint(step);
             std::fs::create_dir_all(&folder).unwrap();
             let path = format!("checkpoints/{}", folder.file_name().unwrap().display());
@@ -104,6 +112,9 @@ fn main() {
         }
         if asked_to_stop {
             return write(EventKind::Stopped { step, reason: "asked to".into() });
+        }
+        if at_rung {
+            return write(EventKind::Stopped { step, reason: "at its rung".into() });
         }
     }
     let nll = 2.0 + train.learning_rate + train.seed as f64 / 100.0;

@@ -22,6 +22,7 @@ use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::RunConfig;
 use fathom_spec::plan::Settings;
 use fathom_spec::record::{EventKind, RunPaths};
+use fathom_spec::units::Tokens;
 use layered::Layered;
 use optimizer::Optimizer;
 use schedule::Schedule;
@@ -60,6 +61,8 @@ pub struct Progress {
     pub phase: Cell<&'static str>,
     /// `None` before one is chosen.
     pub device: Cell<Option<tch::Device>>,
+    /// Tokens at which the run is to stop with a checkpoint, short of its end; it goes on from there another time.
+    pub stop_at_tokens: Cell<Option<u64>>,
 }
 
 /// What the supervisor asks for between two steps.
@@ -115,6 +118,12 @@ pub fn train(
     let mut evaluations = 0;
     let mut described = false;
     while !spent(&state, t.config) {
+        if t.progress.stop_at_tokens.get().is_some_and(|rung| state.tokens >= rung) {
+            split_loss(t, state.step, sink)?;
+            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            let reason = format!("{} tokens are reached", Tokens(state.tokens));
+            return Ok(Ending::Stopped { step: state.step, reason });
+        }
         let command = next_command();
         if matches!(command, Some(Command::Save | Command::Stop)) && !config.save_checkpoints {
             let message = "no checkpoint was written: train.save_checkpoints is `false`".into();

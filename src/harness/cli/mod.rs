@@ -3,6 +3,7 @@
 mod components;
 mod construct;
 mod context;
+mod course;
 pub mod dataset;
 mod doctor;
 mod dynamic;

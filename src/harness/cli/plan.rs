@@ -38,6 +38,13 @@ pub struct MachineArgs {
     host_memory: Option<Bytes>,
 }
 
+impl MachineArgs {
+    /// This machine, with a device of so much memory where one is given.
+    pub fn with_device(device_memory: Option<Bytes>) -> MachineArgs {
+        MachineArgs { device_memory, host_memory: None }
+    }
+}
+
 /// Predicts runs, and asks the engine each thing at most once.
 #[derive(Default)]
 pub struct Planner {
@@ -72,6 +79,11 @@ pub fn run(args: &PlanArgs) -> Result<u8> {
 impl Planner {
     pub fn new(machine: &MachineArgs) -> Planner {
         Planner { machine: machine.clone(), ..Planner::default() }
+    }
+
+    /// Predicts for another machine from here on.
+    pub fn plan_for(&mut self, machine: MachineArgs) {
+        self.machine = machine;
     }
 
     /// What a run of `config` will take.

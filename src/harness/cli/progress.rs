@@ -107,7 +107,8 @@ impl Watcher for Progress {
         self.whole.borrow().inc(1);
         let detail =
             ended.detail.as_deref().map(|d| format!(": {}", d.lines().next().unwrap_or(d)));
-        let Ended { run_id, label, seed, status, .. } = ended;
+        let Ended { run_id, label, seed, status, at_rung, .. } = ended;
+        let detail = at_rung.map_or(detail, |_| Some(" at its rung".to_string()));
         let width = self.label_width;
         self.say(&format!(
             "{run_id} {label:width$} seed {seed}: {status}{}",
@@ -122,6 +123,19 @@ impl Watcher for Progress {
     fn waiting(&self, runs: usize) {
         let runs = if runs == 1 { "a run".to_string() } else { format!("{runs} runs") };
         self.say(&format!("waiting for {runs} that another process has"));
+    }
+
+    fn paused(&self, running: usize) {
+        let rest = match running {
+            0 => String::new(),
+            1 => "; a run is at work still".to_string(),
+            _ => format!("; {running} runs are at work still"),
+        };
+        self.say(&format!("paused{rest}; `fathom sweep continue` lets it go on"));
+    }
+
+    fn continued(&self) {
+        self.say("going on");
     }
 
     fn interrupted(&self, times: usize, running: usize) {

@@ -1,5 +1,6 @@
 //! `fathom sweep plan|run`.
 
+use super::course::{self, ContinueArgs, CourseArgs, PauseArgs};
 use super::exit;
 use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
@@ -27,6 +28,10 @@ pub enum SweepCommand {
     Plan(PlanArgs),
     /// Run what is missing of a sweep, then write its report
     Run(RunArgs),
+    /// Let a sweep rest, whoever drives it: its runs write a checkpoint and stop
+    Pause(PauseArgs),
+    /// Let a paused sweep go on
+    Continue(ContinueArgs),
 }
 
 /// Where everything is.
@@ -76,9 +81,8 @@ pub struct RunArgs {
     places: Places,
     #[command(flatten)]
     settings: Settings,
-    /// Runs at a time
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    jobs: usize,
+    #[command(flatten)]
+    course: CourseArgs,
     /// Make results of this kind again: out_of_memory, diverged
     #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = repeatable)]
     again: Vec<Status>,
@@ -114,6 +118,8 @@ pub fn run(command: SweepCommand) -> Result<u8> {
     match command {
         SweepCommand::Plan(args) => plan(&args),
         SweepCommand::Run(args) => run_sweep(&args),
+        SweepCommand::Pause(args) => course::pause(&args),
+        SweepCommand::Continue(args) => course::go_on(&args),
     }
 }
 
@@ -139,7 +145,9 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                 let run_id = points[0].run_id();
                 let status =
                     store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
-                (run_id.0, status.map_or("missing".to_string(), |status| status.to_string()))
+                let status = status.map_or("missing".to_string(), |status| status.to_string());
+                let fallback = course::fallback(&plan, index, store.as_ref(), &mut identities)?;
+                (run_id.0, status + &fallback)
             }
             Err(error) => {
                 unknown.get_or_insert_with(|| format!("{error:#}"));
@@ -170,6 +178,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         match &plan.search {
             Some(search) => print_search(&plan, search, &mut planner)?,
             None => {
+                course::print(&plan);
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
                 println!("{} points, {} tokens in all", points.len(), Tokens(total));
             }
@@ -262,7 +271,9 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     let mut driver = Driver {
         results: &args.places.results,
         worker,
-        jobs: args.jobs.max(1),
+        jobs: args.course.jobs(),
+        slots: args.course.slots()?,
+        slurm: args.course.slurm(&args.places.results)?,
         again: args.again.clone(),
         store: &mut store,
         watcher: &progress,
@@ -302,7 +313,8 @@ pub fn code(summary: &Summary) -> u8 {
 pub fn print_summary(summary: &Summary) {
     let mut counts = std::collections::BTreeMap::<&str, usize>::new();
     for run in &summary.ended {
-        *counts.entry(run.status.name()).or_default() += 1;
+        let rung = run.at_rung.map(|_| "stopped at their rungs");
+        *counts.entry(rung.unwrap_or(run.status.name())).or_default() += 1;
     }
     let mut parts: Vec<String> =
         counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
@@ -312,9 +324,12 @@ pub fn print_summary(summary: &Summary) {
     if summary.elsewhere > 0 {
         parts.push(format!("{} done by another process", summary.elsewhere));
     }
+    if summary.by_fallback > 0 {
+        parts.push(format!("{} of them as a fallback after out_of_memory", summary.by_fallback));
+    }
     println!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
-    for Ended { label, seed, run_id, status, detail } in &summary.ended {
-        if *status != Status::Finished {
+    for Ended { label, seed, run_id, status, detail, at_rung } in &summary.ended {
+        if *status != Status::Finished && at_rung.is_none() {
             let detail = detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
             println!("  {label}, seed {seed} ({run_id}): {status}{detail}");
         }
@@ -323,6 +338,14 @@ pub fn print_summary(summary: &Summary) {
         println!(
             "  (out of memory is a result; --again out_of_memory tries once more, with fewer --jobs)"
         );
+    }
+    if let Some(budget) = &summary.budget {
+        let left = match summary.left {
+            0 => String::new(),
+            1 => "; a run was not begun, which would take more".to_string(),
+            left => format!("; {left} runs were not begun, which would take more"),
+        };
+        println!("budget: {budget}{left}");
     }
     if summary.interrupted {
         println!("stopped; the same command goes on from here");

@@ -105,6 +105,8 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
         results: &job.results,
         worker,
         jobs: 1,
+        slots: None,
+        slurm: None,
         again: args.again.clone(),
         store: &mut store,
         watcher: &progress,

@@ -3,10 +3,11 @@
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
 
 mod ending;
+pub mod slurm;
 
 pub use ending::verdict;
 
-use crate::store::SavedIdentity;
+use crate::store::{SavedIdentity, Status};
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{Event, RunPaths, read_events};
@@ -97,33 +98,41 @@ pub fn is_held(paths: &RunPaths) -> bool {
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) != 0 }
 }
 
+/// What the worker is, to this process.
+enum Process {
+    Child(Child),
+    Task(slurm::Task),
+}
+
 /// A worker at work.
 pub struct Running {
     pub paths: RunPaths,
     /// The length of `stderr.log` when this attempt began.
     pub said_before: u64,
-    child: Child,
+    process: Process,
     offset: u64,
+    /// What Slurm did to it, once it has ended.
+    verdict: Option<(Status, String)>,
     _lock: Lock,
 }
 
 impl Running {
     /// Starts a worker on a prepared folder.
     ///
-    /// It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
+    /// `environment` is laid over this process's own. It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
     /// SIGTERM when the supervisor dies: it then writes a checkpoint and stops.
     ///
     /// # Errors
     ///
     /// When the process can't be started.
-    pub fn start(worker: &Path, paths: RunPaths, lock: Lock) -> Result<Running> {
-        // Commands that were meant for an earlier attempt are not for this one.
-        for entry in fs::read_dir(paths.control()).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
-        let offset = fs::metadata(paths.events()).map_or(0, |m| m.len());
-        let offset = read_events(&paths.events(), 0).map_or(offset, |(_, whole)| whole);
-        let said_before = fs::metadata(paths.stderr()).map_or(0, |m| m.len());
+    pub fn start(
+        worker: &Path,
+        paths: RunPaths,
+        lock: Lock,
+        environment: &[(&str, String)],
+    ) -> Result<Running> {
+        forget_commands(&paths);
+        let (said_before, offset) = lengths(&paths);
         let append = |path: PathBuf| {
             let file = File::options().create(true).append(true).open(&path);
             file.with_context(|| format!("{}: the file can't be opened", path.display()))
@@ -132,6 +141,7 @@ impl Running {
         command
             .arg("run")
             .arg(&paths.folder)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(append(paths.stdout())?)
             .stderr(append(paths.stderr())?)
@@ -154,7 +164,40 @@ impl Running {
         let child = command
             .spawn()
             .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
-        Ok(Running { paths, said_before, child, offset, _lock: lock })
+        let process = Process::Child(child);
+        Ok(Running { paths, said_before, process, offset, verdict: None, _lock: lock })
+    }
+
+    /// Queues a worker on a prepared folder with the next array of Slurm's jobs.
+    ///
+    /// # Errors
+    ///
+    /// As [`slurm::Slurm::queue`].
+    pub fn queued(
+        worker: &Path,
+        paths: RunPaths,
+        lock: Lock,
+        environment: &[(&str, String)],
+        slurm: &slurm::Slurm,
+    ) -> Result<Running> {
+        forget_commands(&paths);
+        let task = slurm.queue(worker, &paths, environment)?;
+        Ok(Running::of_task(paths, lock, task))
+    }
+
+    /// A worker that Slurm has had at work since before this process began, or is to have.
+    pub fn of_task(paths: RunPaths, lock: Lock, task: slurm::Task) -> Running {
+        let (said_before, offset) = lengths(&paths);
+        let process = Process::Task(task);
+        Running { paths, said_before, process, offset, verdict: None, _lock: lock }
+    }
+
+    /// The worker's process id, where it is a process of this machine.
+    pub fn id(&self) -> Option<u32> {
+        match &self.process {
+            Process::Child(child) => Some(child.id()),
+            Process::Task(_) => None,
+        }
     }
 
     /// Events that have come since the last call.
@@ -177,21 +220,58 @@ impl Running {
     ///
     /// When the kernel does not say.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("waiting for the worker")
+        match &mut self.process {
+            Process::Child(child) => child.try_wait().context("waiting for the worker"),
+            Process::Task(task) => {
+                let Some(ended) = task.try_wait()? else { return Ok(None) };
+                slurm::forget(&self.paths);
+                self.verdict = ended.verdict;
+                Ok(Some(ended.exit))
+            }
+        }
     }
 
-    /// Asks the worker to write a checkpoint and stop.
+    /// How a worker stands that exited with `exit` and logged no ending, and why.
+    pub fn verdict(&self, exit: ExitStatus) -> (Status, String) {
+        let by_slurm = self.verdict.clone();
+        by_slurm.unwrap_or_else(|| verdict(exit, &self.paths, self.said_before))
+    }
+
+    /// Asks the worker to write a checkpoint and stop. A task that has not begun is taken back.
     ///
     /// # Errors
     ///
     /// When the command file can't be written.
     pub fn ask_to_stop(&self) -> Result<()> {
-        write_whole(&self.paths.control().join("1-stop.json"), br#"{"command": "stop"}"#)
+        match &self.process {
+            Process::Task(task) if task.is_pending() => {
+                task.cancel();
+                Ok(())
+            }
+            _ => write_whole(&self.paths.control().join("1-stop.json"), br#"{"command": "stop"}"#),
+        }
     }
 
     /// Ends the worker at once.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
+        match &mut self.process {
+            // It may have ended by itself.
+            Process::Child(child) => drop(child.kill()),
+            Process::Task(task) => task.cancel(),
+        }
     }
+}
+
+/// Commands that were meant for an earlier attempt are not for the next one.
+fn forget_commands(paths: &RunPaths) {
+    for entry in fs::read_dir(paths.control()).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
+/// Of what the standard error and the log of earlier attempts have.
+fn lengths(paths: &RunPaths) -> (u64, u64) {
+    let length = |path: PathBuf| fs::metadata(path).map_or(0, |m| m.len());
+    let whole = read_events(&paths.events(), 0).map(|(_, whole)| whole);
+    (length(paths.stderr()), whole.unwrap_or_else(|_| length(paths.events())))
 }

@@ -2,8 +2,10 @@
 
 mod base;
 pub mod drive;
+pub mod halving;
 mod identity;
 pub mod plan;
+pub mod schedule;
 pub mod search;
 
 pub use identity::Identities;

@@ -1,6 +1,8 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 
 use super::base::Base;
+use super::halving::Halving;
+use super::schedule::{self, FALLBACK, Schedule};
 use anyhow::{Context, Result, anyhow, bail};
 use fathom_spec::config::written::{Entry, Node, Written};
 use fathom_spec::config::{RunConfig, nearest};
@@ -27,6 +29,10 @@ pub struct Plan {
     pub points: Vec<Point>,
     /// Made once in each case.
     pub search: Option<Bisect>,
+    /// Points are stopped on their way, and only the best go on.
+    pub halving: Option<Halving>,
+    /// Which runs come first, what they may cost, what is tried where memory runs out.
+    pub schedule: Schedule,
     /// What a project's templates make of the points otherwise than they were written, one line each.
     pub notes: Vec<String>,
     /// What all points share.
@@ -96,7 +102,7 @@ impl Plan {
         let file = path.display().to_string();
         let tree = Written::parse(&file, &text)?;
         for entry in tree.entries("the sweep file")? {
-            known(entry, &KEYS, "the sweep file")?;
+            known(entry, &[&KEYS[..], &schedule::KEYS].concat(), "the sweep file")?;
         }
         let name = match tree.get("name") {
             Some(name) => name.text("name")?.to_string(),
@@ -107,7 +113,10 @@ impl Plan {
         }
         let base = Base::read(&tree, search_path, overrides)?;
         let axes = axes(&tree)?;
-        let search = tree.get("search").map(bisect).transpose()?;
+        let halving = Halving::read(&tree)?;
+        let search = tree.get("search").filter(|_| halving.is_none());
+        let search = search.map(bisect).transpose()?;
+        let schedule = Schedule::read(&tree)?;
         let choices = combine(&tree, axes)?;
         refuse_beside_search(&tree, search.as_ref(), &choices)?;
         let swept = choices.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
@@ -125,8 +134,22 @@ impl Plan {
         }
         let question = question(&text);
         let notes = Vec::new();
-        let mut plan = Plan { name, file, question, spec, points, search, notes, base, choices };
+        let mut plan = Plan {
+            name,
+            file,
+            question,
+            spec,
+            points,
+            search,
+            halving,
+            schedule,
+            notes,
+            base,
+            choices,
+        };
         plan.check_search()?;
+        plan.schedule.check(&plan)?;
+        plan.halving.as_ref().map_or(Ok(()), |halving| halving.check(&plan))?;
         plan.notes = plan.base.notes();
         Ok(plan)
     }
@@ -142,6 +165,22 @@ impl Plan {
         let mut choices = self.choices[case].clone();
         choices.push(set(&search.parameter, value));
         choices.extend(search.probe_layers.filter(|_| !whole).map(|n| set(PROBE_LAYERS, n)));
+        resolve(&self.base, &choices)
+    }
+
+    /// What stands in for a point (by its place among the points) whose run ran out of memory: its `step`-th fallback.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration refuses its settings.
+    pub fn fallback(&self, case: usize, step: usize) -> Result<Point> {
+        let fallback = &self.schedule.fallbacks[step];
+        let mut choices = self.choices[case].clone();
+        choices.push(Choice {
+            axis: FALLBACK.to_string(),
+            shown: fallback.shown().into(),
+            settings: fallback.settings.clone(),
+        });
         resolve(&self.base, &choices)
     }
 
@@ -604,7 +643,7 @@ fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
 
 fn bisect(search: &Written) -> Result<Bisect> {
     for entry in search.entries("search")? {
-        known(entry, &["bisect"], "search")?;
+        known(entry, &["bisect", "halving"], "search")?;
     }
     let Some(written) = search.get("bisect") else {
         bail!("{}: search: expected `bisect`, found none", search.origin);

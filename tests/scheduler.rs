@@ -1,0 +1,441 @@
+//! The course of a sweep's runs: where they run, which come first, what they may cost, what follows a run that ran out of
+//! memory, rungs, pauses, a worker in another language; and that no kill changes what comes out.
+
+#[path = "support/sweep_project.rs"]
+mod sweep_project;
+
+use fathom::store::{Status, Store};
+use fathom_spec::record::{EventKind, RunPaths, read_events};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use sweep_project::{
+    Project, exits, killed_until_done, scripted, text, uninterrupted, until, workers,
+};
+
+fn python() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/worker.py").canonicalize().unwrap()
+}
+
+/// `fathom sweep run s.yaml` with more arguments and an environment; what it printed.
+#[track_caller]
+fn run(project: &Project, more: &[&str], environment: &[(&str, &str)]) -> String {
+    let arguments = [&["sweep", "run", "s.yaml"], more].concat();
+    let mut command = project.fathom(&scripted(), &arguments);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    exits(&output, 0);
+    text(&output.stdout)
+}
+
+/// One column of a query on the project's store.
+fn ask(project: &Project, query: &str) -> Vec<String> {
+    let store = Store::open_read_only(&project.results()).unwrap();
+    let table = fathom::cli::sql::answer(&store, query).unwrap();
+    let csv = table.render(fathom::cli::table::Format::Csv);
+    csv.lines().skip(1).map(str::to_string).collect()
+}
+
+/// Label and status of every point, in the sweep's order.
+fn points(project: &Project) -> Vec<String> {
+    ask(project, "SELECT label, status FROM v_runs WHERE sweep IS NOT NULL ORDER BY position")
+}
+
+/// Every step of every run was made once.
+#[track_caller]
+fn no_step_was_made_twice(project: &Project) {
+    for folder in std::fs::read_dir(project.results().join("runs")).unwrap() {
+        let (events, _) = read_events(&RunPaths::new(folder.unwrap().path()).events(), 0).unwrap();
+        let steps: Vec<u64> = events
+            .iter()
+            .filter_map(|event| match event.kind {
+                EventKind::Step { step, .. } => Some(step),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+    }
+}
+
+const LADDER: &str = "axes: { train.learning_rate: [0.5, 0.1, 0.4, 0.2, 0.9, 0.8, 0.3, 0.7, 0.6] }
+search: { halving: { metric: loss, rungs: [320, 640], keep: 1/3 } }
+";
+
+/// Of nine, the best go on, each from where it stood; and it goes on from there however often it is begun again.
+#[test]
+fn halving_brings_only_the_best_to_their_end() {
+    let project = Project::new();
+    project.sweep(LADDER);
+    let said = run(&project, &[], &[]);
+    assert!(said.contains("stopped at their rungs"), "{said}");
+    let tokens = ask(&project, "SELECT label, tokens FROM v_runs ORDER BY tokens DESC, label");
+    assert_eq!(tokens[0], "learning_rate=0.1,1280", "{tokens:?}");
+    assert_eq!(tokens.iter().filter(|row| row.ends_with(",1280")).count(), 1, "{tokens:?}");
+    assert!(tokens.iter().filter(|row| row.ends_with(",320")).count() >= 5, "{tokens:?}");
+    no_step_was_made_twice(&project);
+    // The best of the first three is promoted before the fourth is begun.
+    let attempts: usize = project.attempts().iter().sum();
+    let said = run(&project, &[], &[]);
+    assert!(said.contains("runs: 9 done before\n"), "{said}");
+    assert_eq!(project.attempts().iter().sum::<usize>(), attempts, "nothing is begun again");
+
+    // More points join those that there are.
+    project.sweep(&LADDER.replace("0.6]", "0.6, 0.05]"));
+    run(&project, &[], &[]);
+    let tokens = ask(&project, "SELECT label, tokens FROM v_runs ORDER BY last_loss LIMIT 1");
+    assert_eq!(tokens, ["learning_rate=0.05,1280"]);
+    no_step_was_made_twice(&project);
+    let side_by_side = Project::new();
+    side_by_side.sweep(LADDER);
+    run(&side_by_side, &["--jobs", "3"], &[]);
+    let ends = ask(&side_by_side, "SELECT count(*) FROM v_runs WHERE status = 'finished'");
+    assert!(ends[0].parse::<usize>().unwrap() >= 1, "{ends:?}");
+    no_step_was_made_twice(&side_by_side);
+}
+
+/// How many kills a test makes at least: `FATHOM_KILLS` asks for more.
+fn kills_to_make(default: usize) -> usize {
+    std::env::var("FATHOM_KILLS").map_or(default, |text| text.parse().unwrap())
+}
+
+/// SIGKILL to the harness, the workers or both at random moments: no step is lost, and the final table is that of a sweep that
+/// was left alone.
+#[test]
+fn kills_at_any_moment_lose_nothing() {
+    let grid = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\nseeds: 2\n";
+    let least = kills_to_make(8);
+    for (file, jobs) in [(grid, "2"), (LADDER, "1")] {
+        let expected = uninterrupted(&scripted(), file);
+        let (mut kills, mut seed) = (0, 100);
+        while kills < least {
+            let project = Project::new();
+            project.sweep(file);
+            let of_this = killed_until_done(&project, &scripted(), seed, 200, "10", jobs);
+            assert_eq!(project.table(), expected, "seed {seed}, {of_this} kills");
+            kills += of_this;
+            seed += 1;
+        }
+    }
+}
+
+#[test]
+fn a_fallback_answers_for_a_point_that_ran_out_of_memory() {
+    let project = Project::new();
+    let file = "axes: { train.sequence_length: [16, 64] }
+retry: { out_of_memory: { set: [{ train.sequence_length: 48 }, { train.sequence_length: 32, train.micro_batch_size: 1 }] } }
+";
+    project.sweep(file);
+    let edge = [("SCRIPT_EDGE", "32")];
+    let said = run(&project, &[], &edge);
+    assert!(
+        said.contains(
+            "runs: 2 finished, 2 out_of_memory, 1 of them as a fallback after out_of_memory\n"
+        ),
+        "{said}"
+    );
+    let rows = [
+        "sequence_length=16,finished",
+        "sequence_length=64,out_of_memory",
+        "sequence_length=64 fallback=sequence_length:48,out_of_memory",
+        "\"sequence_length=64 fallback=sequence_length:32,micro_batch_size:1\",finished",
+    ];
+    assert_eq!(points(&project), rows);
+    let page = std::fs::read_to_string(project.path("reports/s/report.md")).unwrap();
+    assert!(page.contains("sequence_length:32,micro_batch_size:1"), "{page}");
+    let output = project.fathom(&scripted(), &["sweep", "plan", "s.yaml"]).output().unwrap();
+    let plan = text(&output.stdout);
+    assert!(plan.contains("out_of_memory, its fallback ") && plan.contains(": finished"), "{plan}");
+
+    let said = run(&project, &[], &edge);
+    assert!(said.contains("runs: 4 done before"), "{said}");
+    assert_eq!(points(&project), rows);
+    // A fallback that is the run of a point already: that one answers.
+    project.sweep(
+        "axes: { train.sequence_length: [16, 64] }\nretry: { out_of_memory: { set: { train.sequence_length: 16 } } }\n",
+    );
+    let output = project.run(&scripted());
+    exits(&output, 1);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("retry.out_of_memory.set: expected settings that change every point"),
+        "{said}"
+    );
+}
+
+/// What failed has to be looked at: nothing is tried in its place.
+#[test]
+fn there_is_no_fallback_after_a_failure() {
+    let project = Project::new();
+    project.sweep(
+        "axes: { train.learning_rate: [13, 14, 15] }\nretry: { out_of_memory: { set: { train.learning_rate: 0.1 } } }\n",
+    );
+    let output = project.run(&scripted());
+    exits(&output, 3);
+    assert_eq!(
+        points(&project),
+        ["learning_rate=13,failed", "learning_rate=14,killed", "learning_rate=15,diverged"]
+    );
+}
+
+#[test]
+fn a_budget_begins_nothing_that_would_exceed_it() {
+    let project = Project::new();
+    // A run is 1280 tokens.
+    let grid = "axes: { train.learning_rate: [0.1, 0.2, 0.3, 0.4] }\n";
+    let with = |budget: &str| {
+        project.sweep(&format!("{grid}budget: {budget}\n"));
+        run(&project, &["--jobs", "2"], &[])
+    };
+    let said = with("{ tokens: 3000 }");
+    assert!(
+        said.contains("runs: 2 finished\n")
+            && said.contains("budget: 2560 of 3000 tokens are spent; 2 runs were not begun"),
+        "{said}"
+    );
+    // What was spent before counts.
+    let said = with("{ runs: 3, tokens: 1M }");
+    assert!(said.contains("runs: 1 finished, 2 done before\n"), "{said}");
+    assert!(
+        said.contains("3840 of 1M tokens and 3 of 3 runs are spent; a run was not begun"),
+        "{said}"
+    );
+    let said = with("{ hours: 1 }");
+    assert!(said.contains("runs: 1 finished, 3 done before\n"), "{said}");
+    assert!(
+        said.contains(" of 1.0 h of runs are spent\n") || said.contains("of runs are spent\n"),
+        "{said}"
+    );
+    assert_eq!(ask(&project, "SELECT count(*) FROM v_runs WHERE status = 'finished'"), ["4"]);
+}
+
+#[test]
+fn priorities_order_the_queue() {
+    let project = Project::new();
+    project.sweep(
+        "axes: { size: { a: {}, b: { train.micro_batch_size: 1 }, c: { train.micro_batch_size: 4 } } }\nseeds: 2\n\
+         priority: [-train.seed, { size: [c, a] }]\n",
+    );
+    run(&project, &[], &[]);
+    assert_eq!(
+        ask(&project, "SELECT label, seed FROM v_runs ORDER BY started_at"),
+        ["size=c,0", "size=a,0", "size=b,0", "size=c,1", "size=a,1", "size=b,1"]
+    );
+}
+
+#[test]
+fn a_paused_sweep_rests_and_goes_on_where_it_was() {
+    let grid = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\n";
+    let expected = uninterrupted(&scripted(), grid);
+    let project = Project::new();
+    project.sweep(grid);
+    let child = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml", "--jobs", "2"])
+        .env("SCRIPT_STEP_MS", "50")
+        .spawn()
+        .unwrap();
+    let command = |arguments: &[&str]| {
+        let output = project.fathom(&scripted(), arguments).output().unwrap();
+        exits(&output, 0);
+        text(&output.stdout)
+    };
+    until("two workers are at work", || workers(&project).len() == 2);
+    let said = command(&["sweep", "pause", "s"]);
+    assert!(said.contains("s: paused"), "{said}");
+    until("they have stopped", || workers(&project).is_empty());
+    let stopped = |project: &Project| {
+        ask(project, "SELECT count(*) FROM v_runs WHERE status = 'stopped'") == ["2"]
+    };
+    until("the store knows", || stopped(&project));
+    let said = command(&["sweep", "continue", "s"]);
+    assert!(said.contains("s: goes on"), "{said}");
+    let output = child.wait_with_output().unwrap();
+    exits(&output, 0);
+    let said = text(&output.stdout);
+    assert!(said.contains("runs: 3 finished\n"), "{said}");
+    assert!(
+        text(&output.stderr).contains("paused; 2 runs are at work still"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert_eq!(project.table(), expected);
+    assert!(command(&["sweep", "continue", "s"]).contains("was not paused"));
+    let output = project.fathom(&scripted(), &["sweep", "pause", "t"]).output().unwrap();
+    exits(&output, 1);
+    assert!(text(&output.stderr).contains("found none called `t`"), "{}", text(&output.stderr));
+
+    // Paused before it is begun, and with runs that may come to their ends.
+    command(&["sweep", "pause", "s", "--after-runs"]);
+    project.sweep("axes: { train.learning_rate: [0.1, 0.7] }\n");
+    let child = project.fathom(&scripted(), &["sweep", "run", "s.yaml"]).spawn().unwrap();
+    until("the new point is planned", || {
+        points(&project) == ["learning_rate=0.1,finished", "learning_rate=0.7,planned"]
+    });
+    command(&["sweep", "continue", "s"]);
+    exits(&child.wait_with_output().unwrap(), 0);
+    assert_eq!(
+        project.status(
+            &ask(&project, "SELECT run_id FROM v_runs WHERE position = 1 AND sweep IS NOT NULL")[0]
+        ),
+        Status::Finished
+    );
+}
+
+/// Every run has a card of its own or a place beside others, and is told which by the environment.
+#[test]
+fn runs_are_placed_on_the_cards_that_there_are() {
+    let project = Project::new();
+    project
+        .sweep("set: { run.device: cuda }\naxes: { train.learning_rate: [0.1, 0.2, 0.3, 0.4] }\n");
+    let machine = project.path("machine.json");
+    let describe = |memory: &str| {
+        let gpu = |index: usize| {
+            format!(r#"{{"index": {index}, "uuid": "GPU-{index}{index}", "memory": "{memory}"}}"#)
+        };
+        let gpus = [gpu(0), gpu(1)].join(", ");
+        std::fs::write(&machine, format!(r#"{{"cores": 2, "memory": "4GiB", "gpus": [{gpus}]}}"#))
+            .unwrap();
+    };
+    let cards = || -> BTreeSet<String> {
+        ask(&project, "SELECT json_extract(environment, '$.CUDA_VISIBLE_DEVICES') FROM runs")
+            .into_iter()
+            .collect()
+    };
+    let of = machine.to_str().unwrap();
+    describe("1GiB");
+    run(&project, &["--devices", "all"], &[("FATHOM_MACHINE", of), ("SCRIPT_STEP_MS", "5")]);
+    assert_eq!(cards(), ["GPU-00", "GPU-11"].map(String::from).into());
+    let arguments = ["sweep", "run", "s.yaml", "--devices", "3"];
+    let output =
+        project.fathom(&scripted(), &arguments).env("FATHOM_MACHINE", of).output().unwrap();
+    exits(&output, 1);
+    let said = text(&output.stderr);
+    assert!(said.contains("found `3`\n  help: here: 0 (GPU-00), 1 (GPU-11)"), "{said}");
+    let arguments = ["sweep", "run", "s.yaml", "--devices", "cpu"];
+    let output =
+        project.fathom(&scripted(), &arguments).env("FATHOM_MACHINE", of).output().unwrap();
+    exits(&output, 1);
+    assert!(text(&output.stderr).contains("run.device: expected a device that is among --devices"));
+
+    // One card with room for all: four at a time, and each is at work while the others are.
+    let project = Project::new();
+    project
+        .sweep("set: { run.device: cuda }\naxes: { train.learning_rate: [0.1, 0.2, 0.3, 0.4] }\n");
+    describe("8GiB");
+    let child = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml", "--devices", "GPU-1"])
+        .env("FATHOM_MACHINE", of)
+        .env("SCRIPT_STEP_MS", "50")
+        .spawn()
+        .unwrap();
+    until("four share a card", || workers(&project).len() == 4);
+    exits(&child.wait_with_output().unwrap(), 0);
+}
+
+/// A worker is any program that keeps to the protocol: this one is 40 lines of another language.
+#[test]
+fn a_worker_in_python_drives_a_sweep() {
+    let lines = std::fs::read_to_string(python()).unwrap().lines().count();
+    assert!(lines <= 40, "{lines} lines");
+    let file = "axes: { train.learning_rate: [0.01, 0.1, 0.3] }\nseeds: 2\nsearch: { halving: { metric: loss, rungs: [320] } }\n";
+    let expected = uninterrupted(&python(), file);
+    // The best of the first three, and the best two of all.
+    assert_eq!(expected.matches(",finished,").count(), 3, "{expected}");
+    assert_eq!(expected.matches(",stopped,5,320,").count(), 3, "{expected}");
+    let project = Project::new();
+    project.sweep(file);
+    let kills = killed_until_done(&project, &python(), 3, 400, "0", "1");
+    assert_eq!(project.table(), expected, "{kills} kills");
+}
+
+/// What a run costs beside its worker's own time.
+#[test]
+fn the_harness_takes_little_time_for_a_run() {
+    let project = Project::new();
+    project.sweep("set: { train.total_tokens: 320 }\nseeds: 100\n");
+    let begun = std::time::Instant::now();
+    let output = project
+        .fathom(&scripted(), &["sweep", "run", "s.yaml", "--no-report"])
+        .env("SCRIPT_STEP_MS", "1")
+        .output()
+        .unwrap();
+    let all = begun.elapsed().as_secs_f64();
+    exits(&output, 0);
+    let workers = ask(&project, "SELECT sum(seconds) FROM runs")[0].parse::<f64>().unwrap();
+    let each = (all - workers) / 100.0;
+    println!("{:.1} ms for a run, beside {:.1} of its worker", 1e3 * each, 1e3 * workers / 100.0);
+    assert!(each < 0.05, "{each} s for a run");
+}
+
+/// Where, what was expected, what was found.
+#[test]
+fn mistakes_in_the_course_are_named_with_their_place() {
+    let project = Project::new();
+    let cases = [
+        (
+            "budget: { token: 4 }",
+            "s.yaml:2: budget: expected a known key, found `token`\n  help: did you mean `tokens`?",
+        ),
+        (
+            "budget: { runs: none }",
+            "s.yaml:2: budget.runs: expected a number above 0, found `none`",
+        ),
+        ("budget: { hours: 1, seconds: 9 }", "budget: expected `seconds` or `hours`, found both"),
+        ("retry: { failed: {} }", "s.yaml:2: retry: expected a known key, found `failed`"),
+        ("retry: { out_of_memory: {} }", "retry.out_of_memory: expected the key `set`, found none"),
+        (
+            "retry: { out_of_memory: { set: { train.micro_batch_size: 1 }, times: 2 } }",
+            "s.yaml:2: retry.out_of_memory.times: expected 1 to 1, the number of fallbacks, found `2`",
+        ),
+        (
+            "retry: { out_of_memory: { set: { train.micro_batch_sze: 1 } } }",
+            "train: expected a known key, found `micro_batch_sze`",
+        ),
+        (
+            "retry: { out_of_memory: { set: { train.micro_batch_size: 1 } } }\nsearch: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }",
+            "s.yaml:2: retry: expected a sweep without `search.bisect`, found one",
+        ),
+        (
+            "priority: -train.sed",
+            "priority: expected an axis or a key of the configuration that has a value, found `train.sed`",
+        ),
+        ("priority: 3", "s.yaml:2: priority: expected a key"),
+        (
+            "search: { halving: { rung: [1] } }",
+            "search.halving: expected a known key, found `rung`",
+        ),
+        (
+            "search: { halving: { keep: 1/3 } }",
+            "search.halving: expected the key `rungs`, found none",
+        ),
+        (
+            "search: { halving: { rungs: [400, 100] } }",
+            "search.halving.rungs: expected numbers of tokens that rise",
+        ),
+        (
+            "search: { halving: { rungs: [100], keep: 3 } }",
+            "search.halving.keep: expected a share between 0 and 1 (`1/3`), found `3`",
+        ),
+        (
+            "search: { halving: { rungs: [4K] } }",
+            "expected a rung before the end of every point, found 4000 and `base`",
+        ),
+        (
+            "set: { train.save_checkpoints: false }\nsearch: { halving: { rungs: [100] } }",
+            "search.halving: expected points that write checkpoints, found `base`",
+        ),
+        (
+            "search: { halving: { rungs: [100] }, bisect: {} }",
+            "search: expected a known key, found `bisect`",
+        ),
+    ];
+    for (file, expected) in cases {
+        let error = format!("{:#}", project.plan(file).unwrap_err());
+        assert!(error.contains(expected), "{file}\nexpected: {expected}\nfound:    {error}");
+    }
+    project.sweep("search: { halving: { metric: los, rungs: [320] } }");
+    let output = project.run(&scripted());
+    exits(&output, 1);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("search.halving.metric: expected a scalar that every run logs"),
+        "{said}"
+    );
+}
