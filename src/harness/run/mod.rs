@@ -2,16 +2,24 @@
 //!
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
 
+//!
+//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself.
+
 mod ending;
+mod oom;
+mod standing;
 
 pub use ending::verdict;
+pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing};
 
 use crate::store::SavedIdentity;
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
-use fathom_spec::record::{Event, RunPaths, read_events};
+use fathom_spec::record::control::{self, Command as Order};
+use fathom_spec::record::{Event, Process, RunPaths, read_events};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -84,10 +92,55 @@ pub struct Lock(File);
 pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
     fs::create_dir_all(&paths.folder)
         .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
-    let file = File::create(paths.lock()).with_context(|| paths.lock().display().to_string())?;
-    // SAFETY: flock on a descriptor that `file` owns.
-    let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-    Ok((answer == 0).then_some(Lock(file)))
+    loop {
+        let context = || format!("{}: the run's lock can't be taken", paths.lock().display());
+        let file = File::create(paths.lock()).with_context(context)?;
+        // SAFETY: flock on a descriptor that `file` owns.
+        let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        if answer != 0 {
+            return Ok(None);
+        }
+        // Between the two, `fathom control cleanup` may have removed the file: a lock without a name keeps nobody out.
+        let held = file.metadata().with_context(context)?;
+        let named = fs::metadata(paths.lock());
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+            return Ok(Some(Lock(file)));
+        }
+    }
+}
+
+/// Removes what a run that nobody has any more left: its lock and process files, and what was asked of it and never taken.
+/// Says whether there was anything.
+///
+/// # Errors
+///
+/// When a file can't be removed.
+pub fn tidy(paths: &RunPaths) -> Result<bool> {
+    let left = [paths.lock(), paths.process()].iter().any(|file| file.exists());
+    if !left && control_files(paths).is_empty() {
+        return Ok(false);
+    }
+    // Held while it is removed, so that nobody who has the run loses it.
+    let Some(_lock) = lock(paths)? else { return Ok(false) };
+    for file in control_files(paths).into_iter().chain([paths.process(), paths.lock()]) {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            result => {
+                result.with_context(|| format!("{}: the file can't be removed", file.display()))?
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Commands that wait for a run, and those whose writer was killed half way.
+fn control_files(paths: &RunPaths) -> Vec<PathBuf> {
+    let entries = fs::read_dir(paths.control()).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path()).filter(|path| {
+        let extension = path.extension().unwrap_or_default();
+        (extension == "json" || extension == "part") && path.is_file()
+    });
+    files.collect()
 }
 
 /// Whether a process, supervisor or worker, has the run.
@@ -151,9 +204,19 @@ impl Running {
                 Ok(())
             });
         }
-        let child = command
+        let oom_kills = oom::count();
+        let mut child = command
             .spawn()
             .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
+        // None where it has ended already: its exit says how.
+        if let Some(process) = Process::of(child.id()) {
+            let process = Process { supervisor: Some(parent), oom_kills, ..process };
+            if let Err(error) = process.write(&paths) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        }
         Ok(Running { paths, said_before, child, offset, _lock: lock })
     }
 
@@ -186,11 +249,15 @@ impl Running {
     ///
     /// When the command file can't be written.
     pub fn ask_to_stop(&self) -> Result<()> {
-        write_whole(&self.paths.control().join("1-stop.json"), br#"{"command": "stop"}"#)
+        control::send(&self.paths, Order::Stop).map(drop)
     }
 
     /// Ends the worker at once.
     pub fn kill(&mut self) {
+        if let Some(process) = Process::read(&self.paths) {
+            // Only a line of the verdict depends on it.
+            let _ = Process { ended_by_supervisor: true, ..process }.write(&self.paths);
+        }
         // It may have ended by itself.
         let _ = self.child.kill();
     }

@@ -24,7 +24,8 @@ pub struct Ingested {
 impl Store {
     /// Brings in the whole lines that a run's event log has gained. Cheap when there are none: no lock is taken.
     ///
-    /// A log that is shorter than what was read of it is another log (the folder was made anew): the run starts over.
+    /// A log that is shorter than what was read of it is another log (the folder was made anew): the run starts over. Where
+    /// there is no log any more, what was read of it stays.
     ///
     /// # Errors
     ///
@@ -33,7 +34,7 @@ impl Store {
     pub fn ingest_run(&mut self, run_id: &RunId) -> Result<Ingested> {
         let log = RunPaths::in_results(&self.results, run_id).events();
         let run = self.known_run(run_id)?;
-        let length = std::fs::metadata(&log).map_or(0, |file| file.len());
+        let length = std::fs::metadata(&log).map_or(run.log_offset, |file| file.len());
         if length == run.log_offset {
             return Ok(Ingested { events: 0, status: run.status });
         }

@@ -270,6 +270,8 @@ impl Driver<'_> {
 
     /// Runs `points` and what follows each of them.
     fn run_points(&mut self, points: Vec<Identified>, follow: Follow) -> Result<Summary> {
+        // What an earlier harness left as running, and whose process is gone, is not running while it waits for its turn.
+        run::settle(self.store, now())?;
         let mut summary = Summary::default();
         let mut waiting = VecDeque::new();
         for point in points {
