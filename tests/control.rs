@@ -317,8 +317,10 @@ fn a_run_of_another_host_is_neither_dead_nor_lost() {
         })
         .collect();
     std::fs::write(paths.events(), earlier).unwrap();
-    let file = std::fs::File::options().append(true).open(paths.events()).unwrap();
-    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(60)).unwrap();
+    for (file, seconds) in [(paths.events(), 60), (paths.process(), 65)] {
+        let file = std::fs::File::options().append(true).open(file).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    }
     let (_, status) = project.control(&["status", &run]);
     assert!(status.contains("no sign for 1 min 0") && status.contains("on host node7"), "{status}");
     let (_, tidied) = project.control(&["cleanup"]);

@@ -84,7 +84,7 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 /// that outlives a killed supervisor for a moment, to write its checkpoint, is never joined by a second one.
 pub struct Lock(File);
 
-/// Takes the lock of a run; `None` when another process holds it.
+/// Takes the lock of a run; `None` when another process holds it, or the run is at work on another host.
 ///
 /// # Errors
 ///
@@ -92,6 +92,9 @@ pub struct Lock(File);
 pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
     fs::create_dir_all(&paths.folder)
         .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    if standing::is_elsewhere(paths) {
+        return Ok(None);
+    }
     loop {
         let context = || format!("{}: the run's lock can't be taken", paths.lock().display());
         let file = File::create(paths.lock()).with_context(context)?;

@@ -10,7 +10,8 @@ use fathom_spec::record::{
     EventKind, Presence, Process, RunId, RunPaths, last_events, read_events,
 };
 use std::fs;
-use std::time::UNIX_EPOCH;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Without a sign for so many seconds, a run on another host is called silent: six heartbeats of the engine's.
 pub const SILENCE_SECONDS: f64 = 30.0;
@@ -88,22 +89,38 @@ pub fn standing(paths: &RunPaths, now: f64) -> Result<Standing> {
         _ => None,
     });
     // By the file system's clock or by the writer's, whichever is later: neither has to be right.
-    let written = fs::metadata(&log).and_then(|about| about.modified()).ok();
-    let written = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map(|t| t.as_secs_f64());
+    let written = modified(&log);
     let last = events.last().map(|event| event.time.max(written.unwrap_or(event.time)));
+    // A process that has signed in and not yet logged anything.
+    let signed_in = modified(&paths.process()).filter(|signed_in| Some(*signed_in) > written);
+    let last = signed_in.into_iter().chain(last).reduce(f64::max);
     let silent_seconds = last.map(|last| (now - last).max(0.0));
     let state = match (presence, ending) {
         (Some(Presence::Alive), _) => State::Running,
         _ if is_held(paths) => State::Running,
+        (Some(Presence::Elsewhere), ending) if ending.is_none() || signed_in.is_some() => {
+            match silent_seconds {
+                Some(seconds) if seconds > SILENCE_SECONDS => State::Silent,
+                _ => State::Elsewhere,
+            }
+        }
         (_, Some(ending)) => State::Ended(ending),
         (None, None) if events.is_empty() => State::NotBegun,
-        (Some(Presence::Elsewhere), None) => match silent_seconds {
-            Some(seconds) if seconds > SILENCE_SECONDS => State::Silent,
-            _ => State::Elsewhere,
-        },
         (_, None) => State::Dead(epitaph(process.as_ref())),
     };
     Ok(Standing { state, process, step, silent_seconds })
+}
+
+/// Whether the run is of another host that was heard of lately. Not every shared file system carries locks from host to host.
+pub fn is_elsewhere(paths: &RunPaths) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+    standing(paths, now).is_ok_and(|found| found.state == State::Elsewhere)
+}
+
+/// When a file was last written, in seconds since 1970-01-01 UTC.
+fn modified(path: &Path) -> Option<f64> {
+    let time = fs::metadata(path).and_then(|about| about.modified()).ok()?;
+    time.duration_since(UNIX_EPOCH).ok().map(|t| t.as_secs_f64())
 }
 
 fn epitaph(process: Option<&Process>) -> String {
@@ -184,7 +201,30 @@ mod tests {
         check(&paths, 0.0, &State::Elsewhere);
         check(&paths, SILENCE_SECONDS + 12.0, &State::Silent);
         log.write(EventKind::Stopped { step: 3, reason: "asked".into() }).unwrap();
+        // The file system's clock may not have moved between the two.
+        let age = |file: &Path, seconds: f64| {
+            let file = fs::File::options().write(true).open(file).unwrap();
+            let time = SystemTime::now() - std::time::Duration::from_secs_f64(seconds);
+            file.set_modified(time).unwrap();
+        };
+        age(&paths.process(), 5.0);
         check(&paths, 1e6, &State::Ended("stopped"));
+        // Another attempt has signed in and not yet logged.
+        age(&paths.events(), 10.0);
+        check(&paths, 0.0, &State::Elsewhere);
+        check(&paths, SILENCE_SECONDS + 12.0, &State::Silent);
+    }
+
+    /// Even where the file system keeps a lock to one host.
+    #[test]
+    fn a_run_of_another_host_can_not_be_locked_while_it_is_heard_of() {
+        let (_dir, paths, mut log) = begun();
+        let own = Process::of(std::process::id()).unwrap();
+        Process { boot_id: "another".into(), ..own }.write(&paths).unwrap();
+        assert!(lock(&paths).unwrap().is_none());
+        log.write(EventKind::Stopped { step: 3, reason: "asked".into() }).unwrap();
+        fs::remove_file(paths.process()).unwrap();
+        assert!(lock(&paths).unwrap().is_some());
     }
 
     #[test]

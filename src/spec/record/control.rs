@@ -219,7 +219,7 @@ mod tests {
             assert_eq!(inbox.take(), None);
         }
         // Nothing of a folder by that name is removed, and it hides no request behind it.
-        fs::create_dir(paths.control().join("1.json")).unwrap();
+        fs::create_dir(paths.control().join("0.json")).unwrap();
         let id = send(&paths, Command::Save).unwrap();
         let first = inbox.take().unwrap();
         assert!(first.command.unwrap_err().contains("found one that can't"));

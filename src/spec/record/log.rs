@@ -216,6 +216,34 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// Wherever a writer was killed, and whatever half line it left, what was whole before stays and counting goes on.
+        #[test]
+        fn a_log_cut_anywhere_keeps_what_was_whole(
+            count in 0u64..8,
+            cut in 0u64..2000,
+            left in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("events.jsonl");
+            let mut log = EventLog::open(&path).unwrap();
+            let all: Vec<Event> =
+                (0..count).map(|step| log.write(heartbeat(step)).unwrap()).collect();
+            drop(log);
+            let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+            let length = file.metadata().unwrap().len().min(cut);
+            file.set_len(length).unwrap();
+            let whole = std::fs::read(&path).unwrap().iter().filter(|byte| **byte == b'\n').count();
+            file.seek(SeekFrom::End(0)).unwrap();
+            let left: Vec<u8> = left.into_iter().filter(|byte| *byte != b'\n').collect();
+            file.write_all(&left).unwrap();
+            let next = EventLog::open(&path).unwrap().write(heartbeat(99)).unwrap();
+            proptest::prop_assert_eq!(next.seq, whole as u64);
+            let (events, end) = read_events(&path, 0).unwrap();
+            proptest::prop_assert_eq!(end, std::fs::metadata(&path).unwrap().len());
+            proptest::prop_assert_eq!(&events[..whole], &all[..whole]);
+            proptest::prop_assert_eq!(&events[whole..], &[next]);
+        }
+
         #[test]
         fn events_survive_write_and_read(losses in proptest::collection::vec(proptest::num::f64::ANY, 0..20)) {
             let dir = tempfile::tempdir().unwrap();
