@@ -316,6 +316,17 @@ fn row_28_the_decay_begins_so_that_it_ends_with_the_run_and_says_where_it_can_no
     assert_eq!((flat.kind, flat.warmup_steps), (ScheduleType::Constant, Some(64)));
 }
 
+/// The run that goes on is the run that was begun: to begin its decay early makes no other of it.
+#[test]
+fn row_57_annealing_begins_where_the_run_is_resumed() {
+    let t = tutorial();
+    let before = t.run("default.yaml", json!({"annealing_tokens": 4}));
+    let after = t.run("default.yaml", json!({"annealing_tokens": 4, "start_annealing": true}));
+    assert!(!before.run.start_annealing && after.run.start_annealing);
+    let digests = fathom_spec::config::Digests::default();
+    assert_eq!(before.identity(&digests), after.identity(&digests));
+}
+
 #[test]
 fn row_30_cadence_is_scaled_and_never_zero() {
     let t = tutorial();
@@ -592,9 +603,12 @@ fn mistakes_point_into_the_templates() {
     );
     let devices = t.refused("default.yaml", json!({"trainer_type": "ddp"}));
     assert!(devices.contains("found `DDPTrainer`\n  help: use trainer_type `basic`"), "{devices}");
-    let annealing = t.refused("default.yaml", json!({"start_annealing": true}));
+    t.write("flat.yaml", "-- extends 'projects/finetune_v2.yaml'\n[config_metadata]\n    == super()\n    -- set ns.dataset_proj = joinpath(workspace_root, 'lovecraft_dataset')\n");
+    let flat = json!({"start_annealing": true, "annealing_tokens": 0});
+    let annealing = t.refused("flat.yaml", flat);
     assert!(
-        annealing.contains("WSDScheduler.start_decay: expected `False`, found `true`"),
+        annealing
+            .contains("start_decay: expected a schedule with a decay, found decay_start_step `-1`"),
         "{annealing}"
     );
     let kind = t.project("lovecraft_dataset").render("lovecraft.yaml", &Map::new()).unwrap();

@@ -183,7 +183,7 @@ fn events_come_out_as_they_went_in() {
         EventKind::Sample { step: 2, prompt: "It".into(), text: " was".into() },
         EventKind::Checkpoint { step: 2, path: "checkpoints/step-00000002".into(), bytes: 77 },
         EventKind::Warning { message: "slow".into() },
-        EventKind::Control { command: "save".into(), outcome: "saved".into() },
+        EventKind::Control { command: "save".into(), outcome: "saved".into(), request: None },
         EventKind::Heartbeat { step: 2 },
     ] {
         log.write(kind).unwrap();

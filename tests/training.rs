@@ -166,6 +166,115 @@ fn a_stop_command_ends_with_a_checkpoint_that_can_be_resumed() {
     assert_eq!(attempts, [1, 2]);
 }
 
+/// The answers to command files, by their names.
+fn answers(outcome: &Outcome) -> Vec<(String, String)> {
+    let answers = outcome.events.iter().filter_map(|event| match &event.kind {
+        EventKind::Control { outcome, request, .. } => Some((request.clone()?, outcome.clone())),
+        _ => None,
+    });
+    answers.collect()
+}
+
+fn ask(dir: &std::path::Path, name: &str, file: &str, command: &str) {
+    let control = dir.join(name).join("control");
+    std::fs::create_dir_all(&control).unwrap();
+    std::fs::write(control.join(file), format!("{{\"command\": \"{command}\"}}")).unwrap();
+}
+
+#[test]
+fn commands_are_answered_in_order_and_what_is_none_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), &[("train.save_checkpoints", "false")]);
+    for (file, command) in [("1.json", "dance"), ("2.json", "save"), ("3.json", "save-stop")] {
+        ask(dir.path(), "asked", file, command);
+    }
+    let outcome = run(dir.path(), "asked", &config);
+    // A run that can't save is not ended by what was to save it.
+    outcome.assert_finished();
+    let unsaved = "refused: no checkpoint can be written: train.save_checkpoints is `false`";
+    let dance = "expected one of save, stop, save-stop, abort, start-annealing, found `dance`";
+    let expected =
+        [("1", format!("refused: {dance}")), ("2", unsaved.into()), ("3", unsaved.into())];
+    let expected: Vec<(String, String)> =
+        expected.into_iter().map(|(name, said)| (name.to_string(), said)).collect();
+    assert_eq!(answers(&outcome), expected);
+    let warned = outcome.events.iter().any(
+        |event| matches!(&event.kind, EventKind::Warning { message } if *message == format!("control/1.json: {dance}")),
+    );
+    assert!(warned, "a warning names the file");
+    ask(dir.path(), "stopped", "1.json", "stop");
+    let outcome = run(dir.path(), "stopped", &config);
+    let said = "no checkpoint was written: train.save_checkpoints is `false`";
+    assert_eq!(answers(&outcome), [("1".to_string(), said.to_string())]);
+    assert!(matches!(outcome.ending(), EventKind::Stopped { step: 0, .. }));
+}
+
+fn learning_rates(outcome: &Outcome) -> Vec<f64> {
+    let rates = outcome.events.iter().filter_map(|event| match &event.kind {
+        EventKind::Step { learning_rate, .. } => Some(*learning_rate),
+        _ => None,
+    });
+    rates.collect()
+}
+
+/// Five steps of 64 tokens, of which the last two decay unless the decay is begun before.
+const WSD: [(&str, &str); 2] = [
+    ("train.schedule", "{type: wsd, decay_tokens: 128, min_learning_rate_ratio: 0.1}"),
+    ("train.total_tokens", "320"),
+];
+
+#[test]
+fn annealing_is_begun_by_command_and_a_resumed_run_keeps_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |steps: &'static str| {
+        let mut settings = WSD.to_vec();
+        settings.push(("train.max_steps", steps));
+        config(dir.path(), &settings)
+    };
+    let plain = run(dir.path(), "plain", &first("5"));
+    let flat = learning_rates(&plain);
+    assert_eq!(flat[..4], [0.01; 4], "the decay begins with the last two steps");
+    ask(dir.path(), "annealed", "1.json", "start-annealing");
+    ask(dir.path(), "annealed", "2.json", "start-annealing");
+    run(dir.path(), "annealed", &first("2")).assert_finished();
+    let whole = run(dir.path(), "annealed", &first("5"));
+    whole.assert_finished();
+    let said = answers(&whole);
+    assert_eq!(said[0].1, "the decay begins at 0 tokens, after step 0");
+    assert_eq!(said[1].1, "refused: the decay has begun already, at 0 tokens");
+    let rates = learning_rates(&whole);
+    assert_eq!(rates.len(), 5);
+    assert!(rates[1] < rates[0] && rates[1] > 0.001, "{rates:?}");
+    assert_eq!(rates[2..], [0.001; 3], "after 128 tokens it is down, in the second attempt too");
+    let fact = serde_json::json!({"decay_start": 0, "unit": "tokens", "step": 0});
+    assert_eq!(whole.facts()["train.schedule.start_annealing"], fact);
+}
+
+#[test]
+fn row_57_annealing_begins_where_a_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = |steps: &'static str, annealing: &'static str| {
+        let mut settings = WSD.to_vec();
+        settings.extend([("train.max_steps", steps), ("run.start_annealing", annealing)]);
+        config(dir.path(), &settings)
+    };
+    run(dir.path(), "run", &part("2", "false")).assert_finished();
+    run(dir.path(), "run", &part("3", "true")).assert_finished();
+    // The third attempt is not told, and knows.
+    let whole = run(dir.path(), "run", &part("5", "false"));
+    whole.assert_finished();
+    let rates = learning_rates(&whole);
+    assert_eq!(rates[..3], [0.01; 3], "the step that it goes on with begins the decay");
+    assert!(rates[3] < 0.01 && rates[3] > 0.001, "{rates:?}");
+    assert_eq!(rates[4], 0.001);
+    let fresh = run(dir.path(), "fresh", &part("2", "true"));
+    let EventKind::Failed { error } = fresh.ending() else { panic!("{:?}", fresh.ending()) };
+    assert!(
+        error.starts_with("run.start_annealing: expected a checkpoint to go on from"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_cannot_be_run_fails_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,24 +3,28 @@
 //! It reads `config.yaml`, appends every event to `events.jsonl`, and writes exactly one ending, whatever happens: this is
 //! the one place that turns an error or a panic into an ending. Out of memory is an ending of its own.
 
+mod orders;
+
 use crate::assemble;
 use crate::eval::perplexity;
 use crate::facts::Sink;
 use crate::torch;
-use crate::train::{self, Command, Ending, Progress, Training};
+use crate::train::orders::ANNEALING;
+use crate::train::{self, Ending, Progress, Training};
 use anyhow::{Result, bail};
 use fathom_data::cache::Cache;
 use fathom_data::corpus::TRAIN;
 use fathom_spec::config::{Continuation, Engine, RANDOM_CORPUS, RunConfig};
 use fathom_spec::plan::{Place, Prediction};
-use fathom_spec::record::{EventKind, EventLog, RunPaths, read_events};
+use fathom_spec::record::{EventKind, EventLog, Process, RunPaths, host, read_events};
 use fathom_spec::units::Bytes;
+use orders::Orders;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tch::Device;
@@ -30,13 +34,6 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Names the tokens at which the run is to stop with a checkpoint: a rung of successive halving.
 const STOP_AT: &str = "FATHOM_STOP_AT_TOKENS";
-
-/// Set by SIGTERM and SIGINT: checkpoint and stop at the next step.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn on_signal(_: libc::c_int) {
-    STOP.store(true, Ordering::Relaxed);
-}
 
 /// The log of a run as a sink, with the facts kept for the check at the end.
 #[derive(Clone)]
@@ -100,16 +97,13 @@ pub fn run(folder: &Path) -> ExitCode {
     };
     let mut log =
         Log { log: Arc::new(Mutex::new(log)), facts: Arc::default(), step: Arc::default() };
-    // SAFETY: the handler only stores to an atomic.
-    unsafe {
-        let handler = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        libc::signal(libc::SIGTERM, handler);
-        libc::signal(libc::SIGINT, handler);
-    }
+    let mut orders = Orders::listen(&paths);
+    sign_in(&paths);
     let progress = Progress::default();
     progress.phase.set("start");
     progress.stop_at_tokens.set(std::env::var(STOP_AT).ok().and_then(|text| text.parse().ok()));
-    let result = catch_unwind(AssertUnwindSafe(|| execute(&paths, &mut log, &progress)));
+    let result =
+        catch_unwind(AssertUnwindSafe(|| execute(&paths, &mut log, &mut orders, &progress)));
     let ending = match result {
         Ok(Ok(ending)) => ending,
         Ok(Err(error)) => failure(&format!("{error:#}"), &progress),
@@ -118,6 +112,9 @@ pub fn run(folder: &Path) -> ExitCode {
     if let EventKind::OutOfMemory { step, phase, .. } = &ending {
         // The counters outlive the tensors: how far the run got before it was refused.
         log.event(memory_event(*step, phase, progress.device.get().unwrap_or(Device::Cpu)));
+    }
+    if !matches!(ending, EventKind::Failed { .. }) {
+        orders.dismiss(&mut log);
     }
     let failed = matches!(ending, EventKind::Failed { .. });
     if let EventKind::Failed { error } = &ending {
@@ -131,7 +128,25 @@ pub fn run(folder: &Path) -> ExitCode {
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<EventKind> {
+/// Says in the run's folder which process has it, unless who started this one has said it.
+fn sign_in(paths: &RunPaths) {
+    let Some(own) = Process::of(std::process::id()) else { return };
+    let said = Process::read(paths);
+    let is_said = said.is_some_and(|said| {
+        (said.pid, said.start_time, said.boot_id) == (own.pid, own.start_time, own.boot_id.clone())
+    });
+    if !is_said && let Err(error) = own.write(paths) {
+        // The log that follows can't be written either, and says so.
+        eprintln!("warning: {error:#}");
+    }
+}
+
+fn execute(
+    paths: &RunPaths,
+    log: &mut Log,
+    orders: &mut Orders,
+    progress: &Progress,
+) -> Result<EventKind> {
     let config = RunConfig::read(&paths.config())?;
     log.remember(paths)?;
     let device = torch::open_device(config.run.device, config.run.memory_cap)?;
@@ -175,12 +190,12 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         train: data.train.clone(),
         held_out: data.held_out.as_ref(),
         settings: prediction.settings,
+        annealing_since: log.fact_of(ANNEALING).and_then(|fact| fact["decay_start"].as_u64()),
         progress,
     };
     log.event(memory_event(0, "load", device));
-    let control = paths.control();
     let mut answers = log.clone();
-    let ending = train::train(&training, log, &mut || next_command(&control, &mut answers))?;
+    let ending = train::train(&training, log, &mut || orders.next(&mut answers))?;
     let (step, tokens) = match ending {
         Ending::Finished { step, tokens } => (step, tokens),
         Ending::Stopped { step, reason } => return Ok(EventKind::Stopped { step, reason }),
@@ -439,10 +454,7 @@ fn started(paths: &RunPaths, config: &RunConfig, device: Device, log: &mut Log) 
         code_version: env!("CARGO_PKG_VERSION").to_string(),
         git_commit: build.commit.map(str::to_string),
         git_dirty: build.dirty,
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname")
-            .unwrap_or_default()
-            .trim()
-            .to_string(),
+        host: host(),
         device: device_text(device),
         device_name: device_name(device),
         driver: driver_version(),
@@ -492,45 +504,6 @@ fn environment() -> BTreeMap<String, String> {
         "CUDA_VISIBLE_DEVICES",
     ];
     RELEVANT.iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))).collect()
-}
-
-/// The next command: a signal, or the oldest file of the control folder, which is removed and answered by an event.
-fn next_command(control: &Path, log: &mut Log) -> Option<Command> {
-    if STOP.load(Ordering::Relaxed) {
-        return Some(Command::Stop);
-    }
-    let mut files: Vec<PathBuf> = std::fs::read_dir(control)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .collect();
-    files.sort();
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        // A command that can't be removed would be acted on for ever.
-        if std::fs::remove_file(&file).is_err() {
-            continue;
-        }
-        let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let name = json["command"].as_str().unwrap_or_default().to_string();
-        let command = match name.as_str() {
-            "save" => Some(Command::Save),
-            "stop" | "save-stop" => Some(Command::Stop),
-            "abort" => Some(Command::Abort),
-            _ => None,
-        };
-        let outcome = match command {
-            Some(_) => "accepted".to_string(),
-            None => {
-                format!("expected `save`, `stop`, `save-stop` or `abort`, found `{}`", text.trim())
-            }
-        };
-        log.event(EventKind::Control { command: name, outcome });
-        if command.is_some() {
-            return command;
-        }
-    }
-    None
 }
 
 fn memory_event(step: u64, phase: &str, device: Device) -> EventKind {

@@ -8,6 +8,7 @@
 //! `$SCRIPT_STEP_MS` milliseconds. It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`.
 
 use fathom_spec::config::RunConfig;
+use fathom_spec::record::control::{Command, Inbox};
 use fathom_spec::record::{EvalMethod, EventKind, EventLog, RunPaths, read_events};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,6 +58,7 @@ fn main() {
             message,
         });
     }
+    let mut inbox = Inbox::new(&paths);
     let steps = config.planned_steps();
     let tokens = |step: u64| step * config.tokens_per_step();
     let rung = number("FATHOM_STOP_AT_TOKENS");
@@ -99,19 +101,29 @@ fn main() {
             }
             _ => {}
         }
-        let asked_to_stop =
-            std::fs::read_dir(paths.control()).into_iter().flatten().flatten().any(|entry| {
-                std::fs::read_to_string(entry.path()).unwrap_or_default().contains("stop")
-            });
+        let (mut saves, mut stopped_by) = (step % 5 == 0, None);
+        while let Some(request) = inbox.take() {
+            let outcome = match &request.command {
+                Ok(Command::StartAnnealing) => "refused: the script has no schedule".to_string(),
+                Ok(command) => {
+                    saves = *command != Command::Abort;
+                    stopped_by = command.ends_the_run().then_some(*command).or(stopped_by);
+                    format!("the script does {command}")
+                }
+                Err(reason) => format!("refused: {reason}"),
+            };
+            let command = request.command.map_or(String::new(), |command| command.to_string());
+            write(EventKind::Control { command, outcome, request: Some(request.id) });
+        }
         let at_rung = step < steps && rung.is_some_and(|rung| tokens(step) >= rung);
-        if asked_to_stop || at_rung || step % 5 == 0 {
+        if saves || at_rung {
             let folder = paths.checkpoint(step);
             std::fs::create_dir_all(&folder).unwrap();
             let path = format!("checkpoints/{}", folder.file_name().unwrap().display());
             write(EventKind::Checkpoint { step, path, bytes: 0 });
         }
-        if asked_to_stop {
-            return write(EventKind::Stopped { step, reason: "asked to".into() });
+        if let Some(command) = stopped_by {
+            return write(EventKind::Stopped { step, reason: format!("{command} was asked for") });
         }
         if at_rung {
             return write(EventKind::Stopped { step, reason: "at its rung".into() });

@@ -65,6 +65,8 @@ pub fn save(
         // A checkpoint of the same step is the same checkpoint: a resumed run did the step again.
         let _ = fs::remove_dir_all(&folder);
         fs::rename(&part, &folder)?;
+        // The names are on the disk too, before an event says that the checkpoint is.
+        fs::File::open(paths.checkpoints())?.sync_all()?;
         folder_bytes(&folder)
     };
     let written = write();
@@ -122,6 +124,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         fs::File::open(entry?.path())?.sync_all()?;
     }
+    fs::File::open(folder)?.sync_all()?;
     Ok(())
 }
 

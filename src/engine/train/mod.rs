@@ -1,11 +1,13 @@
 //! Training: batches in, steps out. [`train`] is the loop; each noun in it has a file.
 //!
-//! Everything that happens is told to the [`Sink`]; the loop knows nothing of files but its checkpoints.
+//! Everything that happens is told to the [`Sink`]; the loop knows nothing of files but its checkpoints. What it is asked for
+//! from outside comes as an [`Order`] between two steps.
 
 pub mod checkpoint;
 pub mod execute;
 pub mod layered;
 pub mod optimizer;
+pub mod orders;
 pub mod quantized;
 pub mod schedule;
 pub mod step;
@@ -21,10 +23,12 @@ use fathom_data::dataset::{Batch, Batches, Dataset};
 use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::RunConfig;
 use fathom_spec::plan::Settings;
+use fathom_spec::record::control::Command;
 use fathom_spec::record::{EventKind, RunPaths};
 use fathom_spec::units::Tokens;
 use layered::Layered;
 use optimizer::Optimizer;
+use orders::{Order, unsaved};
 use schedule::Schedule;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +55,8 @@ pub struct Training<'a> {
     pub held_out: Option<&'a Dataset>,
     /// How the layered engine carries out steps; `None` on the plain one.
     pub settings: Option<Settings>,
+    /// Where an earlier attempt was told to begin the decay of the learning rate.
+    pub annealing_since: Option<u64>,
     pub progress: &'a Progress,
 }
 
@@ -65,17 +71,6 @@ pub struct Progress {
     pub stop_at_tokens: Cell<Option<u64>>,
 }
 
-/// What the supervisor asks for between two steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    /// Write a checkpoint and go on.
-    Save,
-    /// Write a checkpoint and end as stopped.
-    Stop,
-    /// End as stopped at once; earlier checkpoints stay.
-    Abort,
-}
-
 /// How training ended, when it did not fail.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ending {
@@ -86,19 +81,19 @@ pub enum Ending {
 
 /// Trains until the budget is spent, resuming from the run's last checkpoint where there is one.
 ///
-/// `next_command` is asked between steps.
+/// `next_order` is asked between steps: before the first, and after each before anything else that is due then.
 ///
 /// # Errors
 ///
-/// When the training split is empty, or a checkpoint can't be read or written.
+/// When the training split is empty, a checkpoint can't be read or written, or `run.start_annealing` asks for what can't be.
 pub fn train(
     t: &Training,
     sink: &mut impl Sink,
-    next_command: &mut dyn FnMut() -> Option<Command>,
+    next_order: &mut dyn FnMut() -> Option<Order>,
 ) -> Result<Ending> {
     let config = &t.config.train;
     let mut optimizer = optimizer(t);
-    let schedule = Schedule::new(
+    let mut schedule = Schedule::new(
         &config.schedule,
         config.learning_rate,
         config.total_tokens.0,
@@ -112,39 +107,67 @@ pub fn train(
     }
     let mut executor = Executor::new(engine(t), t.model, config);
     describe(t, &optimizer, &schedule, &executor, sink);
+    let position = schedule.position(state.tokens, state.step);
+    let annealing = orders::resume_annealing(t, &mut schedule, position, state.step)?;
+    if let Some(fact) = annealing {
+        sink.fact(orders::ANNEALING, fact);
+    }
 
     let mut peaks = PhasePeaks::default();
     let mut last_checkpoint = state.step;
     let mut evaluations = 0;
-    let mut described = false;
-    while !spent(&state, t.config) {
+    let mut stepped = false;
+    loop {
+        let done = spent(&state, t.config);
+        while let Some(order) = next_order() {
+            let mut outcome = String::new();
+            match order.command {
+                Command::Save | Command::SaveStop if unsaved(t).is_some() => {
+                    let reason = unsaved(t).unwrap_or_default();
+                    sink.event(
+                        order.answer(format!("refused: no checkpoint can be written: {reason}")),
+                    );
+                    continue;
+                }
+                Command::Save | Command::SaveStop | Command::Stop => {
+                    outcome = save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+                }
+                Command::Abort => outcome.push_str("no checkpoint was written"),
+                Command::StartAnnealing => {
+                    let position = schedule.position(state.tokens, state.step);
+                    let (said, fact) = orders::start_annealing(&mut schedule, position, state.step);
+                    if let Some(fact) = fact {
+                        sink.fact(orders::ANNEALING, fact);
+                    }
+                    outcome = said;
+                }
+            }
+            if order.request.is_some() {
+                sink.event(order.answer(outcome));
+            }
+            if order.command.ends_the_run() {
+                return Ok(order.ending(state.step));
+            }
+        }
+        if stepped {
+            let every = t.config.eval.every_steps;
+            if every > 0 && state.step.is_multiple_of(every) && !done {
+                evaluations += 1;
+                split_loss(t, state.step, sink)?;
+            }
+            let every = config.checkpoint_every_steps;
+            if every > 0 && state.step.is_multiple_of(every) {
+                save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            }
+        }
+        if done {
+            break;
+        }
         if t.progress.stop_at_tokens.get().is_some_and(|rung| state.tokens >= rung) {
             split_loss(t, state.step, sink)?;
             save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
             let reason = format!("{} tokens are reached", Tokens(state.tokens));
             return Ok(Ending::Stopped { step: state.step, reason });
-        }
-        let command = next_command();
-        if matches!(command, Some(Command::Save | Command::Stop)) && !config.save_checkpoints {
-            let message = "no checkpoint was written: train.save_checkpoints is `false`".into();
-            sink.event(EventKind::Warning { message });
-        }
-        match command {
-            Some(Command::Save) => save(t, &optimizer, &state, &mut last_checkpoint, sink)?,
-            Some(Command::Stop) => {
-                save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
-                return Ok(Ending::Stopped {
-                    step: state.step,
-                    reason: "stop was asked for".into(),
-                });
-            }
-            Some(Command::Abort) => {
-                return Ok(Ending::Stopped {
-                    step: state.step,
-                    reason: "abort was asked for".into(),
-                });
-            }
-            None => {}
         }
 
         let began = Instant::now();
@@ -155,9 +178,9 @@ pub fn train(
         let tokens: usize = micro_batches.iter().map(|batch| batch.input_ids.len()).sum();
         let loss_tokens: usize = micro_batches.iter().map(|batch| batch.loss_tokens).sum();
 
-        if !described {
+        if !stepped {
             describe_batches(&micro_batches, sink);
-            described = true;
+            stepped = true;
         }
 
         let mut streams = micro_batches.iter().map(|batch| stream(batch, t.model));
@@ -185,15 +208,6 @@ pub fn train(
         peaks.finish(&end);
         if let Some(reason) = diverged(&mut state, loss, grad_norm, config.max_loss_ratio) {
             return Ok(Ending::Diverged { step: state.step, loss, reason });
-        }
-        let every = t.config.eval.every_steps;
-        if every > 0 && state.step.is_multiple_of(every) && !spent(&state, t.config) {
-            evaluations += 1;
-            split_loss(t, state.step, sink)?;
-        }
-        let every = config.checkpoint_every_steps;
-        if every > 0 && state.step.is_multiple_of(every) {
-            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
         }
     }
 
@@ -322,17 +336,23 @@ fn split_loss(t: &Training, step: u64, sink: &mut impl Sink) -> Result<()> {
     Ok(())
 }
 
+/// Writes a checkpoint where there is something new to write, and says what there is then.
 fn save(
     t: &Training,
     optimizer: &Optimizer,
     state: &TrainerState,
     last: &mut u64,
     sink: &mut impl Sink,
-) -> Result<()> {
-    // Nothing has changed since; step 0 of a fresh run is the base model itself. A probe trains nothing worth keeping.
-    let kept = t.config.train.save_checkpoints && t.config.run.probe_layers.is_none();
-    if !kept || *last == state.step {
-        return Ok(());
+) -> Result<String> {
+    if let Some(reason) = unsaved(t) {
+        return Ok(format!("no checkpoint was written: {reason}"));
+    }
+    // Nothing has changed since; step 0 of a fresh run is the base model itself.
+    if *last == state.step {
+        return Ok(match state.step {
+            0 => "no step has been done yet: there is nothing to write".into(),
+            step => format!("the checkpoint of step {step} was written before"),
+        });
     }
     t.progress.phase.set("checkpoint");
     let bytes = checkpoint::save(t.paths, t.model, optimizer, t.tokenizer, state)?;
@@ -340,8 +360,9 @@ fn save(
     checkpoint::prune(t.paths, t.config.train.keep_checkpoints);
     let folder = t.paths.checkpoint(state.step);
     let path = folder.strip_prefix(&t.paths.folder).unwrap_or(&folder).display().to_string();
+    let outcome = format!("{path} is written");
     sink.event(EventKind::Checkpoint { step: state.step, path, bytes });
-    Ok(())
+    Ok(outcome)
 }
 
 /// Peak memory by phase; an event whenever a phase reaches further than it did before.

@@ -139,7 +139,15 @@ impl Schedule {
         Ok(())
     }
 
-    /// Where the decay of `wsd` begins: what a checkpoint keeps, to give back to [`Schedule::start_decay`].
+    /// What positions count: `tokens` or `steps`.
+    pub fn unit(&self) -> &'static str {
+        match self.unit {
+            Unit::Tokens { .. } => "tokens",
+            Unit::Steps => "steps",
+        }
+    }
+
+    /// Where the decay of `wsd` begins: what a resumed run gives back to [`Schedule::start_decay`].
     pub fn decay_start(&self) -> Option<u64> {
         match self.curve {
             Curve::Wsd { decay_start, .. } => Some(decay_start),
@@ -149,10 +157,7 @@ impl Schedule {
 
     /// Every option in use, by its key path.
     pub fn describe(&self) -> Vec<(String, Value)> {
-        let unit = match self.unit {
-            Unit::Tokens { .. } => "tokens",
-            Unit::Steps => "steps",
-        };
+        let unit = self.unit();
         let mut facts = vec![
             ("learning_rate".to_string(), json!(self.learning_rate)),
             ("schedule.type".to_string(), json!(self.kind_name())),

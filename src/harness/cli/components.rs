@@ -156,7 +156,8 @@ mod tests {
             "{wsd}"
         );
         // Wherever the lines break.
-        let words = wsd.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(words.contains("Refused: give a shorter --annealing-tokens"), "{wsd}");
+        let sgd = document(components::find("SGD").unwrap());
+        let words = sgd.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("Refused: leave it at its default: it is another"), "{sgd}");
     }
 }

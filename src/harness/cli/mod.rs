@@ -3,6 +3,7 @@
 mod components;
 mod construct;
 mod context;
+mod control;
 mod course;
 pub mod dataset;
 mod doctor;
@@ -59,6 +60,8 @@ enum Command {
     Report(report::ReportArgs),
     /// List, show and compare runs
     Runs(runs::RunsArgs),
+    /// See and steer runs that are at work: list, status, save, stop, save-stop, abort, start-annealing, cleanup
+    Control(control::ControlArgs),
     /// Query the store, read-only
     Sql(sql::SqlArgs),
     /// Measure a model or checkpoint (tokens, perplexity); `fathom eval help` lists the options
@@ -121,6 +124,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Plan(args) => plan::run(&args),
         Command::Report(args) => report::run(args).map(|()| exit::OK),
         Command::Runs(args) => runs::run(args).map(|()| exit::OK),
+        Command::Control(args) => control::run(args).map(|()| exit::OK),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),
         Command::Eval(args) => engine::run("eval", &args),
         Command::Doctor(args) => doctor::run(&args),

@@ -2,8 +2,9 @@
 
 use super::sql;
 use super::table::{self, Cell, Format, Table};
-use crate::run::is_held;
+use crate::run::{State, is_held, standing};
 use crate::store::{Run, Status, Store};
+use crate::sweep::drive::now;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::written::Written;
@@ -115,9 +116,13 @@ pub fn ls(store: &Store, sweep: Option<&str>, status: Option<Status>) -> Result<
     for row in table.rows.iter_mut().filter(|row| row[status_at] == running) {
         let Cell::Text(run_id) = &row[id_at] else { continue };
         let run_id = RunId(run_id.clone());
-        // Its last word was that it runs, and nobody has it any more.
-        if !is_held(&RunPaths::in_results(store.results(), &run_id)) {
-            row[status_at] = Status::Lost.name().into();
+        let paths = RunPaths::in_results(store.results(), &run_id);
+        // Its last word was that it runs. Its process may be gone since, or on another host; its ending may not be taken in.
+        match standing(&paths, now()).map(|found| found.state) {
+            Ok(State::Dead(_) | State::NotBegun) => row[status_at] = Status::Lost.name().into(),
+            Ok(State::Ended(ending)) => row[status_at] = ending.into(),
+            Err(_) if !is_held(&paths) => row[status_at] = Status::Lost.name().into(),
+            Ok(State::Running | State::Elsewhere | State::Silent) | Err(_) => {}
         }
     }
     if let Some(status) = status {

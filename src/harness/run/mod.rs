@@ -1,18 +1,25 @@
 //! Supervision of one worker process: its folder, its lock, its progress, and how it ended.
 //!
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
+//!
+//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself.
 
 mod ending;
+mod oom;
 pub mod slurm;
+mod standing;
 
 pub use ending::verdict;
+pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing};
 
 use crate::store::{SavedIdentity, Status};
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
-use fathom_spec::record::{Event, RunPaths, read_events};
+use fathom_spec::record::control::{self, Command as Order};
+use fathom_spec::record::{Event, Process, RunPaths, read_events};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -77,7 +84,7 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 /// that outlives a killed supervisor for a moment, to write its checkpoint, is never joined by a second one.
 pub struct Lock(File);
 
-/// Takes the lock of a run; `None` when another process holds it.
+/// Takes the lock of a run; `None` when another process holds it, or the run is at work on another host.
 ///
 /// # Errors
 ///
@@ -85,10 +92,59 @@ pub struct Lock(File);
 pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
     fs::create_dir_all(&paths.folder)
         .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
-    let file = File::create(paths.lock()).with_context(|| paths.lock().display().to_string())?;
-    // SAFETY: flock on a descriptor that `file` owns.
-    let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-    Ok((answer == 0).then_some(Lock(file)))
+    // Of a task Slurm itself can be asked.
+    if slurm::array_of(paths).is_none() && standing::is_elsewhere(paths) {
+        return Ok(None);
+    }
+    loop {
+        let context = || format!("{}: the run's lock can't be taken", paths.lock().display());
+        let file = File::create(paths.lock()).with_context(context)?;
+        // SAFETY: flock on a descriptor that `file` owns.
+        let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        if answer != 0 {
+            return Ok(None);
+        }
+        // Between the two, `fathom control cleanup` may have removed the file: a lock without a name keeps nobody out.
+        let held = file.metadata().with_context(context)?;
+        let named = fs::metadata(paths.lock());
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+            return Ok(Some(Lock(file)));
+        }
+    }
+}
+
+/// Removes what a run that nobody has any more left: its lock and process files, and what was asked of it and never taken.
+/// Says whether there was anything.
+///
+/// # Errors
+///
+/// When a file can't be removed.
+pub fn tidy(paths: &RunPaths) -> Result<bool> {
+    let left = [paths.lock(), paths.process()].iter().any(|file| file.exists());
+    if !left && control_files(paths).is_empty() {
+        return Ok(false);
+    }
+    // Held while it is removed, so that nobody who has the run loses it.
+    let Some(_lock) = lock(paths)? else { return Ok(false) };
+    for file in control_files(paths).into_iter().chain([paths.process(), paths.lock()]) {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            result => {
+                result.with_context(|| format!("{}: the file can't be removed", file.display()))?
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Commands that wait for a run, and those whose writer was killed half way.
+fn control_files(paths: &RunPaths) -> Vec<PathBuf> {
+    let entries = fs::read_dir(paths.control()).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path()).filter(|path| {
+        let extension = path.extension().unwrap_or_default();
+        (extension == "json" || extension == "part") && path.is_file()
+    });
+    files.collect()
 }
 
 /// Whether a process, supervisor or worker, has the run.
@@ -99,7 +155,7 @@ pub fn is_held(paths: &RunPaths) -> bool {
 }
 
 /// What the worker is, to this process.
-enum Process {
+enum Worker {
     Child(Child),
     Task(slurm::Task),
 }
@@ -109,7 +165,7 @@ pub struct Running {
     pub paths: RunPaths,
     /// The length of `stderr.log` when this attempt began.
     pub said_before: u64,
-    process: Process,
+    worker: Worker,
     offset: u64,
     /// What Slurm did to it, once it has ended.
     verdict: Option<(Status, String)>,
@@ -161,11 +217,21 @@ impl Running {
                 Ok(())
             });
         }
-        let child = command
+        let oom_kills = oom::count();
+        let mut child = command
             .spawn()
             .with_context(|| format!("{}: the worker can't be started", worker.display()))?;
-        let process = Process::Child(child);
-        Ok(Running { paths, said_before, process, offset, verdict: None, _lock: lock })
+        // None where it has ended already: its exit says how.
+        if let Some(process) = Process::of(child.id()) {
+            let process = Process { supervisor: Some(parent), oom_kills, ..process };
+            if let Err(error) = process.write(&paths) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        }
+        let worker = Worker::Child(child);
+        Ok(Running { paths, said_before, worker, offset, verdict: None, _lock: lock })
     }
 
     /// Queues a worker on a prepared folder with the next array of Slurm's jobs.
@@ -188,15 +254,15 @@ impl Running {
     /// A worker that Slurm has had at work since before this process began, or is to have.
     pub fn of_task(paths: RunPaths, lock: Lock, task: slurm::Task) -> Running {
         let (said_before, offset) = lengths(&paths);
-        let process = Process::Task(task);
-        Running { paths, said_before, process, offset, verdict: None, _lock: lock }
+        let worker = Worker::Task(task);
+        Running { paths, said_before, worker, offset, verdict: None, _lock: lock }
     }
 
     /// The worker's process id, where it is a process of this machine.
     pub fn id(&self) -> Option<u32> {
-        match &self.process {
-            Process::Child(child) => Some(child.id()),
-            Process::Task(_) => None,
+        match &self.worker {
+            Worker::Child(child) => Some(child.id()),
+            Worker::Task(_) => None,
         }
     }
 
@@ -220,9 +286,9 @@ impl Running {
     ///
     /// When the kernel does not say.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        match &mut self.process {
-            Process::Child(child) => child.try_wait().context("waiting for the worker"),
-            Process::Task(task) => {
+        match &mut self.worker {
+            Worker::Child(child) => child.try_wait().context("waiting for the worker"),
+            Worker::Task(task) => {
                 let Some(ended) = task.try_wait()? else { return Ok(None) };
                 slurm::forget(&self.paths);
                 self.verdict = ended.verdict;
@@ -243,21 +309,25 @@ impl Running {
     ///
     /// When the command file can't be written.
     pub fn ask_to_stop(&self) -> Result<()> {
-        match &self.process {
-            Process::Task(task) if task.is_pending() => {
+        match &self.worker {
+            Worker::Task(task) if task.is_pending() => {
                 task.cancel();
                 Ok(())
             }
-            _ => write_whole(&self.paths.control().join("1-stop.json"), br#"{"command": "stop"}"#),
+            _ => control::send(&self.paths, Order::Stop).map(drop),
         }
     }
 
     /// Ends the worker at once.
     pub fn kill(&mut self) {
-        match &mut self.process {
+        if let Some(process) = Process::read(&self.paths) {
+            // Only a line of the verdict depends on it.
+            let _ = Process { ended_by_supervisor: true, ..process }.write(&self.paths);
+        }
+        match &mut self.worker {
             // It may have ended by itself.
-            Process::Child(child) => drop(child.kill()),
-            Process::Task(task) => task.cancel(),
+            Worker::Child(child) => drop(child.kill()),
+            Worker::Task(task) => task.cancel(),
         }
     }
 }

@@ -24,17 +24,19 @@ pub struct Ingested {
 impl Store {
     /// Brings in the whole lines that a run's event log has gained. Cheap when there are none: no lock is taken.
     ///
-    /// A log that is shorter than what was read of it is another log (the folder was made anew): the run starts over.
+    /// A log that is shorter than what was read of it is another log (the folder was made anew): the run starts over. Where
+    /// the whole folder is gone, what was read of it stays.
     ///
     /// # Errors
     ///
     /// When the store has no such run, the log has a line that is no event, or the database can't be written; what was
     /// there before is untouched then.
     pub fn ingest_run(&mut self, run_id: &RunId) -> Result<Ingested> {
-        let log = RunPaths::in_results(&self.results, run_id).events();
+        let paths = RunPaths::in_results(&self.results, run_id);
+        let log = paths.events();
         let run = self.known_run(run_id)?;
         let length = std::fs::metadata(&log).map_or(0, |file| file.len());
-        if length == run.log_offset {
+        if length == run.log_offset || !paths.folder.is_dir() {
             return Ok(Ingested { events: 0, status: run.status });
         }
         let transaction =

@@ -456,6 +456,17 @@ impl Run<'_> {
     fn wsd(&mut self, schedule: &Bound) -> Result<()> {
         let start = schedule.int(self.scope, "decay_start_step")?.unwrap_or(-1);
         self.copy(schedule, "warmup_steps", "train.schedule.warmup_steps")?;
+        let start_now = schedule.bool(self.scope, "start_decay")?;
+        if start_now && start < 0 {
+            bail!(
+                "{}: start_decay: expected a schedule with a decay, found decay_start_step `-1`\n  help: a run that was begun \
+                 with --annealing-tokens above 0 can begin its decay early",
+                schedule.origin_of("start_decay")
+            );
+        }
+        if start_now {
+            self.set_plain("run.start_annealing", true, schedule.origin_of("start_decay"))?;
+        }
         if start < 0 {
             return self.set_plain("train.schedule.type", "constant", schedule.origin);
         }

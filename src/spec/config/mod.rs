@@ -347,6 +347,10 @@ pub struct RunSection {
     /// `train.engine: layered`: work only so many layers of the model. Its memory is that of all of them, its loss means nothing.
     #[serde(default)]
     pub probe_layers: Option<usize>,
+    /// Begin the decay of a `wsd` schedule where the run goes on from its last checkpoint, as `fathom control
+    /// start-annealing` does; a run that has none is refused. The complete form has it only where it is asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_annealing: bool,
 }
 
 /// A device by name.

@@ -159,10 +159,13 @@ pub enum EventKind {
     Heartbeat {
         step: u64,
     },
-    /// A command file was acted on.
+    /// A command file was acted on, or refused: the outcome then begins with `refused: `.
     Control {
         command: String,
         outcome: String,
+        /// The file's name without `.json`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
     },
     /// The run did all it was asked.
     Finished {

@@ -1,17 +1,21 @@
 //! The append-only event log: written a line at a time, read by anyone, tolerant of a torn last line.
 
 use super::{Event, EventKind};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The writing end. Every event reaches the kernel before [`EventLog::write`] returns, so a killed process loses none;
-/// endings and checkpoints are forced to the disk as well.
+/// endings and checkpoints are forced to the disk as well. Its order is that of `seq`: a clock that is set back changes the
+/// times and nothing else.
 pub struct EventLog {
     path: PathBuf,
     file: File,
+    /// The bytes of whole lines.
+    length: u64,
     next_seq: u64,
     began: Instant,
 }
@@ -34,7 +38,13 @@ impl EventLog {
         file.set_len(whole)?;
         file.seek(SeekFrom::End(0))?;
         let next_seq = events.last().map_or(0, |event| event.seq + 1);
-        Ok(EventLog { path: path.to_path_buf(), file, next_seq, began: Instant::now() })
+        Ok(EventLog {
+            path: path.to_path_buf(),
+            file,
+            length: whole,
+            next_seq,
+            began: Instant::now(),
+        })
     }
 
     /// Time since the log was opened: the attempt's own clock.
@@ -46,7 +56,8 @@ impl EventLog {
     ///
     /// # Errors
     ///
-    /// When the line can't be written whole, a full disk for instance.
+    /// When the line can't be written whole, a full disk for instance: what was written of it is taken back, so that the next
+    /// line is not glued to it. Or when the log was removed meanwhile: nobody would ever read what is written.
     pub fn write(&mut self, kind: EventKind) -> Result<Event> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
         let durable = kind.ending().is_some() || matches!(kind, EventKind::Checkpoint { .. });
@@ -60,11 +71,23 @@ impl EventLog {
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
         let context = || format!("{}: an event can't be written", self.path.display());
-        self.file.write_all(&line).with_context(context)?;
+        if let Err(error) = self.file.write_all(&line) {
+            // Shortening a file needs no room.
+            self.file.set_len(self.length).with_context(context)?;
+            self.file.seek(SeekFrom::Start(self.length)).with_context(context)?;
+            return Err(error).with_context(context);
+        }
+        self.length += line.len() as u64;
+        self.next_seq += 1;
         if durable {
             self.file.sync_data().with_context(context)?;
         }
-        self.next_seq += 1;
+        if self.file.metadata().with_context(context)?.nlink() == 0 {
+            bail!(
+                "{}: expected the event log, found it removed while the run was at work",
+                self.path.display()
+            );
+        }
         Ok(event)
     }
 }
@@ -97,6 +120,29 @@ pub fn read_events(path: &Path, offset: u64) -> Result<(Vec<Event>, u64)> {
     }
 }
 
+/// The last whole events of a log, from its last `bytes` bytes: enough to say how a run stands without reading all of it.
+///
+/// # Errors
+///
+/// As [`read_events`].
+pub fn last_events(path: &Path, bytes: u64) -> Result<Vec<Event>> {
+    let mut file = File::open(path)
+        .with_context(|| format!("{}: the event log can't be opened", path.display()))?;
+    let start = file.metadata()?.len().saturating_sub(bytes);
+    if start == 0 {
+        return Ok(read_events(path, 0)?.0);
+    }
+    // From the byte before, so that a line which begins right here is not passed over.
+    file.seek(SeekFrom::Start(start - 1))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    match tail.iter().position(|byte| *byte == b'\n') {
+        Some(end) => Ok(read_events(path, start + end as u64)?.0),
+        // One line is longer than that.
+        None => Ok(read_events(path, 0)?.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +172,41 @@ mod tests {
     }
 
     #[test]
+    fn the_last_events_are_whole_wherever_the_tail_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let mut log = EventLog::open(&path).unwrap();
+        let all: Vec<Event> = (0..20).map(|step| log.write(heartbeat(step)).unwrap()).collect();
+        let length = std::fs::metadata(&path).unwrap().len();
+        for bytes in 0..length + 10 {
+            let last = last_events(&path, bytes).unwrap();
+            assert_eq!(last, all[all.len() - last.len()..], "{bytes}");
+            let of_them: u64 =
+                last.iter().map(|e| serde_json::to_vec(e).unwrap().len() as u64 + 1).sum();
+            assert!(of_them <= bytes.max(length), "{bytes}");
+        }
+        assert_eq!(last_events(&path, length).unwrap().len(), 20);
+        assert_eq!(last_events(&path, length - 1).unwrap().len(), 19);
+    }
+
+    /// What is written into a file that has no name any more is read by nobody.
+    #[test]
+    fn a_log_that_was_removed_is_not_written_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let mut log = EventLog::open(&path).unwrap();
+        log.write(heartbeat(1)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let error = log.write(heartbeat(2)).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "events.jsonl: expected the event log, found it removed while the run was at work"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_damaged_line_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
@@ -135,6 +216,34 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// Wherever a writer was killed, and whatever half line it left, what was whole before stays and counting goes on.
+        #[test]
+        fn a_log_cut_anywhere_keeps_what_was_whole(
+            count in 0u64..8,
+            cut in 0u64..2000,
+            left in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("events.jsonl");
+            let mut log = EventLog::open(&path).unwrap();
+            let all: Vec<Event> =
+                (0..count).map(|step| log.write(heartbeat(step)).unwrap()).collect();
+            drop(log);
+            let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+            let length = file.metadata().unwrap().len().min(cut);
+            file.set_len(length).unwrap();
+            let whole = std::fs::read(&path).unwrap().iter().filter(|byte| **byte == b'\n').count();
+            file.seek(SeekFrom::End(0)).unwrap();
+            let left: Vec<u8> = left.into_iter().filter(|byte| *byte != b'\n').collect();
+            file.write_all(&left).unwrap();
+            let next = EventLog::open(&path).unwrap().write(heartbeat(99)).unwrap();
+            proptest::prop_assert_eq!(next.seq, whole as u64);
+            let (events, end) = read_events(&path, 0).unwrap();
+            proptest::prop_assert_eq!(end, std::fs::metadata(&path).unwrap().len());
+            proptest::prop_assert_eq!(&events[..whole], &all[..whole]);
+            proptest::prop_assert_eq!(&events[whole..], &[next]);
+        }
+
         #[test]
         fn events_survive_write_and_read(losses in proptest::collection::vec(proptest::num::f64::ANY, 0..20)) {
             let dir = tempfile::tempdir().unwrap();

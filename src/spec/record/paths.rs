@@ -99,6 +99,11 @@ impl RunPaths {
         self.folder.join("control")
     }
 
+    /// Which process has the run: [`super::Process`].
+    pub fn process(&self) -> PathBuf {
+        self.folder.join("process.json")
+    }
+
     /// Held by the process that supervises the run, so that two supervisors never run it twice.
     pub fn lock(&self) -> PathBuf {
         self.folder.join("lock")

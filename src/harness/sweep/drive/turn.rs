@@ -5,7 +5,7 @@ use super::course::Strategy;
 use super::pause::Pause;
 use super::queue::Queue;
 use super::{Driver, Ended, Job, Summary, budget, pause, wait};
-use crate::run::Running;
+use crate::run::{self, Running};
 use crate::store::Status;
 use crate::sweep::plan::Plan;
 use crate::sweep::schedule::Budget;
@@ -87,6 +87,8 @@ impl<'t, 'a> Turn<'t, 'a> {
 
     /// Runs `jobs` and what follows each of them.
     pub fn run(mut self, jobs: Vec<Job>) -> Result<Summary> {
+        // What an earlier harness left as running, and whose process is gone, is not running while it waits for its turn.
+        run::settle(self.driver.store, super::now())?;
         for job in jobs {
             self.admit(job, false)?;
         }

@@ -161,8 +161,7 @@ pub const COMPONENTS: &[Component] = &[
             optional("decay_steps", Int, "0", "steps of the decay"),
             optional("min_lr", Float, "0.0", "the rate that the decay ends at; above 0"),
             optional("decay_start_step", Int, "-1", "the step that the decay begins at; -1: it never does"),
-            optional("start_decay", Bool, "False", "begin the decay at the step that a run is resumed at")
-                .refused("give a shorter --annealing-tokens, or a decay_start_step; a decay can't be begun on resume yet"),
+            optional("start_decay", Bool, "False", "begin the decay at the step that a run is resumed at"),
         ],
     ),
     Component::new(
