@@ -4,6 +4,7 @@ mod components;
 mod construct;
 mod context;
 pub mod dataset;
+pub mod db;
 mod doctor;
 mod dynamic;
 mod edit;
@@ -58,6 +59,8 @@ enum Command {
     Report(report::ReportArgs),
     /// List, show and compare runs
     Runs(runs::RunsArgs),
+    /// Look after the database: check, rebuild, back up, make small
+    Db(db::DbArgs),
     /// Query the store, read-only
     Sql(sql::SqlArgs),
     /// Measure a model or checkpoint (tokens, perplexity); `fathom eval help` lists the options
@@ -120,6 +123,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Plan(args) => plan::run(&args),
         Command::Report(args) => report::run(args).map(|()| exit::OK),
         Command::Runs(args) => runs::run(args).map(|()| exit::OK),
+        Command::Db(args) => db::run(args),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),
         Command::Eval(args) => engine::run("eval", &args),
         Command::Doctor(args) => doctor::run(&args),
