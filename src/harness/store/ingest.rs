@@ -1,7 +1,7 @@
 //! From event logs to rows: every kind of event has one place in the schema.
 //!
-//! The events are read before the transaction begins and applied inside it; the run's row is held in memory meanwhile and
-//! written back with `log_offset` and `last_seq` in the same commit. An event whose `seq` is in the store already is
+//! A stretch of a log is one transaction; the run's row is held in memory meanwhile and written back with `log_offset` and
+//! `last_seq` in the same commit. An event whose `seq` is in the store already is
 //! passed over, so reading a stretch of a log twice changes nothing.
 
 use super::lines::{self, Line, Step, Stretch};

@@ -6,10 +6,12 @@
 //! `migrations/`) is a public interface; [`Store::connection`] is there for any question that `query` has no method for.
 //!
 //! Where to look: `migrate` (versions), `journal` (file systems), `ingest` (events to rows) with `lines` (the log's text) and
-//! `metrics` (scalars and their summaries), `rebuild` (all of it again), `check` and `keep` (what `fathom db` does), `query`.
+//! `metrics` (scalars and their summaries), `rebuild` (all of it again), `check` and `keep` (what `fathom db` does),
+//! `query` and `history` (what is asked).
 
 mod check;
 mod explain;
+mod history;
 mod ingest;
 mod journal;
 mod keep;
@@ -21,11 +23,11 @@ mod rebuild;
 mod write;
 
 pub use check::{Finding, Findings};
+pub use history::{Attempt, MetricSummary};
 pub use ingest::Ingested;
 pub use journal::Journal;
 pub use query::{
-    Artifact, Attempt, MemoryRow, MetricSummary, PerplexityRow, PositionNllRow, Run, Sample,
-    SweepSummary, Warning,
+    Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
 };
 pub use rebuild::Rebuilt;
 pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
