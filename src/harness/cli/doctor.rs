@@ -2,7 +2,7 @@
 
 use super::exit;
 use crate::run::find_worker;
-use crate::store::Store;
+use crate::store::{Journal, Store};
 use anyhow::Result;
 use clap::Args;
 use fathom_spec::units::Bytes;
@@ -36,7 +36,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8> {
         let engine_json = engine.as_ref().map_or_else(|e| json!({ "missing": e }), Value::clone);
         let json = json!({
             "engine": engine_json, "cores": cores, "memory_total": total, "memory_available": available,
-            "disk_free": disk, "store": store.is_file(),
+            "disk_free": disk, "store": store.is_file(), "journal": Journal::of(&args.results).to_string(),
         });
         println!("{json}");
         return Ok(if engine.is_ok() { exit::OK } else { exit::MISSING });
@@ -77,6 +77,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8> {
             format!("none yet in {}", args.results.display())
         },
     );
+    line("journal", Journal::of(&args.results).to_string());
     match engine {
         Ok(_) => Ok(exit::OK),
         Err(why) => {

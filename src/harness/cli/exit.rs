@@ -8,5 +8,7 @@ pub const ERROR: u8 = 1;
 pub const RUNS_FAILED: u8 = 3;
 /// Something that fathom needs is missing on this machine (`fathom doctor`).
 pub const MISSING: u8 = 4;
+/// `fathom db check` found something wrong: it says what, and the way out.
+pub const PROBLEMS: u8 = 8;
 /// Stopped by Ctrl-C or SIGTERM: the same command goes on.
 pub const INTERRUPTED: u8 = 130;

@@ -6,6 +6,7 @@ mod context;
 mod control;
 mod course;
 pub mod dataset;
+pub mod db;
 mod doctor;
 mod dynamic;
 mod edit;
@@ -62,6 +63,8 @@ enum Command {
     Runs(runs::RunsArgs),
     /// See and steer runs that are at work: list, status, save, stop, save-stop, abort, start-annealing, cleanup
     Control(control::ControlArgs),
+    /// Look after the database: check, rebuild, back up, make small
+    Db(db::DbArgs),
     /// Query the store, read-only
     Sql(sql::SqlArgs),
     /// Measure a model or checkpoint (tokens, perplexity); `fathom eval help` lists the options
@@ -125,6 +128,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Report(args) => report::run(args).map(|()| exit::OK),
         Command::Runs(args) => runs::run(args).map(|()| exit::OK),
         Command::Control(args) => control::run(args).map(|()| exit::OK),
+        Command::Db(args) => db::run(args),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),
         Command::Eval(args) => engine::run("eval", &args),
         Command::Doctor(args) => doctor::run(&args),

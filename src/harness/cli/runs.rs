@@ -57,7 +57,7 @@ pub enum RunsCommand {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Make the store's runs anew from their folders
+    /// Make the store's runs anew from their folders, as `fathom db rebuild` does
     Rebuild,
 }
 
@@ -75,15 +75,7 @@ pub fn run(args: RunsArgs) -> Result<()> {
         }
         RunsCommand::Show { run, all } => show(&open()?, &run, all)?,
         RunsCommand::Diff { a, b, format } => diff(&open()?, &a, &b)?.render(format),
-        RunsCommand::Rebuild => {
-            let mut store = Store::open(&args.results)?;
-            let rebuilt = store.rebuild()?;
-            for (folder, reason) in &rebuilt.problems {
-                eprintln!("warning: runs/{folder} is not in the store as a whole: {reason}");
-            }
-            let path = Store::path(&args.results);
-            format!("{}: {} runs, {} events\n", path.display(), rebuilt.runs, rebuilt.events)
-        }
+        RunsCommand::Rebuild => super::db::rebuild(&args.results)?,
     };
     table::print(&text)
 }

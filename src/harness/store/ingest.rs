@@ -1,15 +1,16 @@
 //! From event logs to rows: every kind of event has one place in the schema.
 //!
-//! The events are read before the transaction begins and applied inside it; the run's row is held in memory meanwhile and
-//! written back with `log_offset` and `last_seq` in the same commit. An event whose `seq` is in the store already is
+//! A stretch of a log is one transaction; the run's row is held in memory meanwhile and written back with `log_offset` and
+//! `last_seq` in the same commit. An event whose `seq` is in the store already is
 //! passed over, so reading a stretch of a log twice changes nothing.
 
-use super::{Run, Status, Store};
+use super::lines::{self, Line, Step, Stretch};
+use super::metrics::Metrics;
+use super::{Run, Status, Store, explain};
 use anyhow::{Context, Result, anyhow};
-use fathom_spec::record::{Event, EventKind, RunId, RunPaths, read_events};
+use fathom_spec::record::{Event, EventKind, RunId, RunPaths};
 use fathom_spec::units::Bytes;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
-use std::collections::HashMap;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::Path;
 
 /// What one look at a log brought.
@@ -32,111 +33,160 @@ impl Store {
     /// When the store has no such run, the log has a line that is no event, or the database can't be written; what was
     /// there before is untouched then.
     pub fn ingest_run(&mut self, run_id: &RunId) -> Result<Ingested> {
+        self.hold_file()?;
         let paths = RunPaths::in_results(&self.results, run_id);
         let log = paths.events();
         let run = self.known_run(run_id)?;
-        let length = std::fs::metadata(&log).map_or(0, |file| file.len());
-        if length == run.log_offset || !paths.folder.is_dir() {
+        if length(&log) == run.log_offset || !paths.folder.is_dir() {
             return Ok(Ingested { events: 0, status: run.status });
         }
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let ingested = ingest(&transaction, run_id, &log)?;
-        transaction.commit()?;
-        Ok(ingested)
+        self.in_transaction(|transaction| {
+            // Again, now that nobody else writes.
+            let run = Run::load(transaction, run_id)?
+                .ok_or_else(|| anyhow!("run {run_id}: expected a run of the store, found none"))?;
+            let anew = length(&log) < run.log_offset;
+            let stretch = lines::read(&log, if anew { 0 } else { run.log_offset })?;
+            apply(transaction, run, &stretch, anew)
+        })
+    }
+
+    /// Does something in a transaction of its own; all of it is there afterwards, or nothing.
+    pub(super) fn in_transaction<T>(
+        &mut self,
+        write: impl FnOnce(&Connection) -> Result<T>,
+    ) -> Result<T> {
+        let path = Store::path(&self.results);
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| explain::opening(&path, error.into()))?;
+        let done = write(&transaction).map_err(|error| explain::using(&path, error))?;
+        transaction.commit().map_err(|error| explain::using(&path, error.into()))?;
+        Ok(done)
     }
 }
 
-/// As [`Store::ingest_run`], inside the caller's transaction.
-pub(super) fn ingest(connection: &Connection, run_id: &RunId, log: &Path) -> Result<Ingested> {
-    let mut run = Run::load(connection, run_id)?
-        .ok_or_else(|| anyhow!("run {run_id}: expected a run of the store, found none"))?;
-    let length = std::fs::metadata(log).map_or(0, |file| file.len());
+fn length(log: &Path) -> u64 {
+    std::fs::metadata(log).map_or(0, |file| file.len())
+}
+
+/// Applies a stretch of a run's log that begins where the store has read up to, or at its beginning where the log is `anew`.
+pub(super) fn apply(
+    connection: &Connection,
+    mut run: Run,
+    stretch: &Stretch,
+    anew: bool,
+) -> Result<Ingested> {
     let mut writer = Writer::new(connection, run.id)?;
-    if length < run.log_offset {
+    if anew {
         writer.forget()?;
         run = run.planned();
     }
-    let (events, end) = match length {
-        0 => (Vec::new(), run.log_offset),
-        _ => read_events(log, run.log_offset)?,
-    };
     let mut new = 0;
-    for event in &events {
-        if (event.seq as i64) <= run.last_seq {
+    for line in &stretch.lines {
+        let seq = line.seq();
+        if (seq as i64) <= run.last_seq {
             continue;
         }
+        let run_id = run.run_id.clone();
         writer
-            .apply(event, &mut run)
-            .with_context(|| format!("run {run_id}: event {} can't be recorded", event.seq))?;
-        run.last_seq = event.seq as i64;
+            .apply(line, &mut run)
+            .with_context(|| format!("run {run_id}: event {seq} can't be recorded"))?;
+        run.last_seq = seq as i64;
         new += 1;
     }
-    run.log_offset = end;
-    run.save(connection)?;
+    let run_id = run.run_id.clone();
+    run.log_offset = stretch.end;
+    writer.finish(&run).with_context(|| format!("run {run_id}: its events can't be recorded"))?;
     Ok(Ingested { events: new, status: run.status })
 }
 
-/// The statements that one run's events need, prepared once.
+/// Where one run's events go.
 struct Writer<'c> {
     connection: &'c Connection,
     run: i64,
-    keys: HashMap<String, i64>,
-    metric: CachedStatement<'c>,
+    metrics: Metrics<'c>,
+    /// The columns of a step's scalars, in their order; found at the first step.
+    step: Option<[usize; 8]>,
 }
+
+/// The scalars of a step.
+const STEP: [&str; 8] = [
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "step_seconds",
+    "tokens_per_second",
+    "tokens",
+    "peak_allocated",
+    "peak_reserved",
+];
 
 impl<'c> Writer<'c> {
     fn new(connection: &'c Connection, run: i64) -> Result<Writer<'c>> {
-        let mut statement = connection.prepare_cached("SELECT key, id FROM metric_keys")?;
-        let keys = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let metric = connection.prepare_cached(
-            "INSERT INTO metrics (run, key, step, value) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT DO UPDATE SET value = excluded.value",
-        )?;
-        Ok(Writer { connection, run, keys: keys.collect::<Result<_, _>>()?, metric })
+        Ok(Writer { connection, run, metrics: Metrics::new(connection, run)?, step: None })
+    }
+
+    /// Writes what has been gathered, and how the run and its attempt stand.
+    fn finish(self, run: &Run) -> Result<()> {
+        self.leave_attempt(run)?;
+        self.metrics.finish()?;
+        run.save(self.connection)
+    }
+
+    fn apply(&mut self, line: &Line, run: &mut Run) -> Result<()> {
+        let begins =
+            matches!(line, Line::Other(event) if matches!(event.kind, EventKind::Started { .. }));
+        if !begins {
+            run.seconds = run.earlier_seconds + line.elapsed_seconds();
+        }
+        match line {
+            Line::Step(step) => self.step(step, run),
+            Line::Other(event) => self.event(event, run),
+        }
+    }
+
+    fn step(&mut self, step: &Step, run: &mut Run) -> Result<()> {
+        run.step = step.step;
+        run.tokens = step.tokens;
+        run.last_loss = number(step.loss);
+        run.raise_peaks(step.peak_allocated, step.peak_reserved);
+        let columns = match self.step {
+            Some(columns) => columns,
+            None => {
+                let mut columns = [0; STEP.len()];
+                for (column, key) in columns.iter_mut().zip(STEP) {
+                    *column = self.metrics.column(key)?;
+                }
+                *self.step.insert(columns)
+            }
+        };
+        let values = [
+            step.loss,
+            step.learning_rate,
+            step.grad_norm,
+            step.step_seconds,
+            step.tokens_per_second,
+            step.tokens as f64,
+            step.peak_allocated as f64,
+            step.peak_reserved as f64,
+        ];
+        for (column, value) in columns.into_iter().zip(values) {
+            self.metrics.add_to(column, step.step, value);
+        }
+        Ok(())
     }
 
     /// Puts one event where it belongs: into its table, and what it says of the run into `run`.
-    fn apply(&mut self, event: &Event, run: &mut Run) -> Result<()> {
-        if !matches!(event.kind, EventKind::Started { .. }) {
-            run.seconds = run.earlier_seconds + event.elapsed_seconds;
-        }
+    fn event(&mut self, event: &Event, run: &mut Run) -> Result<()> {
         match &event.kind {
             EventKind::Started { .. } => {
                 self.started(event, run)?;
                 self.meta(event, "started")
             }
-            EventKind::Step {
-                step,
-                tokens,
-                loss,
-                learning_rate,
-                grad_norm,
-                step_seconds,
-                tokens_per_second,
-                peak_allocated,
-                peak_reserved,
-            } => {
-                run.step = *step;
-                run.tokens = *tokens;
-                run.last_loss = number(*loss);
-                run.raise_peaks(*peak_allocated, *peak_reserved);
-                for (key, value) in [
-                    ("loss", *loss),
-                    ("learning_rate", *learning_rate),
-                    ("grad_norm", *grad_norm),
-                    ("step_seconds", *step_seconds),
-                    ("tokens_per_second", *tokens_per_second),
-                    ("tokens", *tokens as f64),
-                    ("peak_allocated", *peak_allocated as f64),
-                    ("peak_reserved", *peak_reserved as f64),
-                ] {
-                    self.metric(key, *step, value)?;
-                }
-                Ok(())
-            }
+            EventKind::Step { .. } => unreachable!("a step is a line of its own kind"),
             EventKind::Eval { step, split, loss, tokens: _ } => {
-                self.metric(&format!("eval_loss.{split}"), *step, *loss)
+                self.metrics.add(&format!("eval_loss.{split}"), *step, *loss)
             }
             EventKind::Perplexity {
                 step,
@@ -234,7 +284,7 @@ impl<'c> Writer<'c> {
         let EventKind::Started {
             attempt,
             resumed_from_step,
-            pid: _,
+            pid,
             code_version,
             git_commit,
             git_dirty,
@@ -244,13 +294,43 @@ impl<'c> Writer<'c> {
             driver,
             libtorch,
             threads,
-            seed: _,
             environment,
+            ..
         } = &event.kind
         else {
             unreachable!("only called for the start of an attempt")
         };
+        self.leave_attempt(run)?;
+        // Another has begun: one that never said how it ended, and of which nobody else did, has none.
+        self.execute(
+            "UPDATE attempts SET status = 'lost' WHERE run = ?1 AND status = 'running'",
+            [self.run],
+        )?;
+        self.metrics.flush()?;
         self.cut_after(*resumed_from_step)?;
+        self.metrics.summarize_anew()?;
+        self.execute(
+            "INSERT OR REPLACE INTO attempts (run, seq, attempt, resumed_from_step, started_at, status, seconds, host, pid,
+               code_version, git_commit, git_dirty, device, device_name, driver, libtorch, threads)
+             VALUES (?1, ?2, ?3, ?4, ?5, 'running', 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            params![
+                self.run,
+                event.seq,
+                attempt,
+                resumed_from_step,
+                event.time,
+                host,
+                pid,
+                code_version,
+                git_commit,
+                git_dirty,
+                device,
+                device_name,
+                driver,
+                libtorch,
+                threads
+            ],
+        )?;
         run.step = *resumed_from_step;
         run.tokens = self.value_at("tokens", run.step)?.map_or(0, |tokens| tokens as u64);
         run.last_loss = self.value_at("loss", run.step)?;
@@ -286,22 +366,21 @@ impl<'c> Writer<'c> {
         run.status = status;
         run.status_detail = detail;
         run.ended_at = Some(event.time);
+        self.execute(
+            "UPDATE attempts SET ended_at = ?2, status = ?3, status_detail = ?4
+             WHERE run = ?1 AND seq = (SELECT max(seq) FROM attempts WHERE run = ?1)",
+            params![self.run, run.ended_at, status.name(), run.status_detail],
+        )?;
         self.meta(event, status.name())
     }
 
-    fn metric(&mut self, key: &str, step: u64, value: f64) -> Result<()> {
-        let id = match self.keys.get(key) {
-            Some(id) => *id,
-            None => {
-                self.connection.execute("INSERT INTO metric_keys (key) VALUES (?1)", [key])?;
-                let id = self.connection.last_insert_rowid();
-                self.keys.insert(key.to_string(), id);
-                id
-            }
-        };
-        // SQLite stores a NaN as NULL by itself.
-        self.metric.execute(params![self.run, id, step, value])?;
-        Ok(())
+    /// Writes how far the last attempt got; it is the one that `run` tells of.
+    fn leave_attempt(&self, run: &Run) -> Result<()> {
+        self.execute(
+            "UPDATE attempts SET seconds = ?2, step = ?3
+             WHERE run = ?1 AND seq = (SELECT max(seq) FROM attempts WHERE run = ?1)",
+            params![self.run, run.seconds - run.earlier_seconds, run.step],
+        )
     }
 
     fn value_at(&self, key: &str, step: u64) -> Result<Option<f64>> {
@@ -334,8 +413,10 @@ impl<'c> Writer<'c> {
     }
 
     /// Removes everything that events brought.
-    fn forget(&self) -> Result<()> {
+    fn forget(&mut self) -> Result<()> {
         self.cut_after(0)?;
+        self.metrics.summarize_anew()?;
+        self.execute("DELETE FROM attempts WHERE run = ?1", [self.run])?;
         self.execute("DELETE FROM events_meta WHERE run = ?1", [self.run])
     }
 

@@ -2,32 +2,43 @@
 //!
 //! One process writes, any number read. The logs are the truth: [`Store::ingest_run`] brings in what has been appended to a
 //! log since it last looked, and [`Store::rebuild`] reads all of them again. What was read and how far it was read are
-//! committed together, so a kill at any moment loses nothing and doubles nothing. The schema (`schema.sql`) is a public
-//! interface; [`Store::connection`] is there for any question that `query` has no method for.
+//! committed together, so a kill at any moment loses nothing and doubles nothing. The schema (`schema.sql`, then
+//! `migrations/`) is a public interface; [`Store::connection`] is there for any question that `query` has no method for.
+//!
+//! Where to look: `migrate` (versions), `journal` (file systems), `ingest` (events to rows) with `lines` (the log's text) and
+//! `metrics` (scalars and their summaries), `rebuild` (all of it again), `check` and `keep` (what `fathom db` does),
+//! `query` and `history` (what is asked).
 
+mod check;
+mod explain;
+mod history;
 mod ingest;
+mod journal;
+mod keep;
+mod lines;
+mod metrics;
+mod migrate;
 mod query;
+mod rebuild;
 mod write;
 
+pub use check::{Finding, Findings};
+pub use history::{Attempt, MetricSummary};
 pub use ingest::Ingested;
+pub use journal::Journal;
 pub use query::{
     Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
 };
-pub use write::{PointRecord, Rebuilt, RunRecord, SavedIdentity, SweepRecord};
+pub use rebuild::Rebuilt;
+pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-
-/// `fath` in ASCII, in the header of every database of ours (`PRAGMA application_id`).
-const APPLICATION_ID: i32 = 0x6661_7468;
-
-/// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// How long to wait for another process's commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -108,6 +119,9 @@ impl FromStr for Status {
 pub struct Store {
     connection: Connection,
     results: PathBuf,
+    journal: Journal,
+    /// The file behind the connection, as long as it has a name: see `keep`.
+    file: Option<keep::FileId>,
 }
 
 impl Store {
@@ -117,7 +131,7 @@ impl Store {
     }
 
     /// Opens the store of a results folder for writing; makes folder and database where there are none, and brings an older
-    /// database up to date.
+    /// database up to date, with a copy of it kept beside.
     ///
     /// # Errors
     ///
@@ -126,25 +140,32 @@ impl Store {
         std::fs::create_dir_all(results).with_context(|| {
             format!("{}: expected a folder for results, and could not make one", results.display())
         })?;
-        let path = Store::path(results);
-        let opened = Connection::open(&path).map_err(anyhow::Error::from);
-        let connection = opened.and_then(|mut connection| {
-            prepare(&connection)?;
-            check_ours(&connection, &path)?;
-            migrate(&mut connection)?;
-            // The database keeps this mode: asking is cheaper than setting, and needs no lock.
-            let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
-            if mode != "wal" {
-                write_ahead(&connection)?;
-            }
-            connection.pragma_update(None, "synchronous", "normal")?;
-            Ok(connection)
-        });
-        let connection = connection.map_err(|error| explain(&path, error))?;
-        Ok(Store { connection, results: results.to_path_buf() })
+        Store::open_with(results, Journal::of(results))
     }
 
-    /// Opens the store of a results folder for reading only; nothing that is done with it can change the file.
+    /// As [`Store::open`], with the journal that the caller chooses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub fn open_with(results: &Path, journal: Journal) -> Result<Store> {
+        let path = Store::path(results);
+        let open = || -> Result<Connection> {
+            let mut connection = Connection::open(&path)?;
+            journal.prepare(&connection, &path)?;
+            prepare(&connection)?;
+            migrate::check_ours(&connection, &path)?;
+            migrate::migrate(&mut connection, &path)?;
+            journal.apply(&connection)?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|error| explain::opening(&path, error))?;
+        let file = keep::FileId::of(&path);
+        Ok(Store { connection, results: results.to_path_buf(), journal, file })
+    }
+
+    /// Opens the store of a results folder for reading only; nothing that is done with it can change the file. A database of
+    /// an earlier version is read as if it were of this one.
     ///
     /// # Errors
     ///
@@ -153,27 +174,33 @@ impl Store {
         let path = Store::path(results);
         if !path.exists() {
             bail!(
-                "{}: expected a database of runs, found none\n  help: `fathom sweep run FILE` makes one, `fathom runs rebuild` makes it from the folders of runs; --results names another results folder",
+                "{}: expected a database of runs, found none\n  help: `fathom sweep run FILE` makes one, `fathom db rebuild` makes it from the folders of runs; --results names another results folder",
                 path.display()
             );
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(&path, flags).map_err(anyhow::Error::from);
-        let connection = opened.and_then(|connection| {
+        let open = || -> Result<Connection> {
+            let connection = keep::open_to_read(&path)?;
             prepare(&connection)?;
-            connection.pragma_update(None, "query_only", true)?;
-            let version = check_ours(&connection, &path)?;
-            if version < MIGRATIONS.len() {
+            let version = migrate::check_ours(&connection, &path)?;
+            if version == 0 {
                 bail!(
-                    "{}: expected a store of version {}, found version {version}\n  help: `fathom runs rebuild` brings it up to date",
+                    "{}: expected a store of version {}, found version 0, which is empty\n  help: `fathom db rebuild` makes it from the folders of runs",
                     path.display(),
-                    MIGRATIONS.len()
+                    migrate::VERSION
                 );
             }
-            Ok(connection)
-        });
-        let connection = connection.map_err(|error| explain(&path, error))?;
-        Ok(Store { connection, results: results.to_path_buf() })
+            if version == migrate::VERSION {
+                connection.pragma_update(None, "query_only", true)?;
+                return Ok(connection);
+            }
+            let copy = migrate::carried_forward(&connection)?;
+            prepare(&copy)?;
+            copy.pragma_update(None, "query_only", true)?;
+            Ok(copy)
+        };
+        let connection = open().map_err(|error| explain::opening(&path, error))?;
+        let journal = Journal::of(results);
+        Ok(Store { connection, results: results.to_path_buf(), journal, file: None })
     }
 
     /// The results folder that this is the store of.
@@ -181,30 +208,14 @@ impl Store {
         &self.results
     }
 
+    /// How the database keeps its commits.
+    pub fn journal(&self) -> Journal {
+        self.journal
+    }
+
     /// The connection itself, with `exp`, `ln`, `sqrt` and `pow`, which the views and reports use and SQLite may lack.
     pub fn connection(&self) -> &Connection {
         &self.connection
-    }
-
-    /// Every table and view of the schema with its kind (`table` or `view`) and the comment that stands above it.
-    pub fn schema() -> Vec<(&'static str, &'static str, String)> {
-        MIGRATIONS.into_iter().flat_map(described).collect()
-    }
-}
-
-/// Switches the journal to WAL. SQLite does not wait here for another process that is about to write, so we do.
-fn write_ahead(connection: &Connection) -> Result<()> {
-    let begun = std::time::Instant::now();
-    loop {
-        match connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())) {
-            Err(error)
-                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
-                    && begun.elapsed() < BUSY_TIMEOUT =>
-            {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            done => return Ok(done?),
-        }
     }
 }
 
@@ -229,88 +240,6 @@ fn prepare(connection: &Connection) -> Result<()> {
         Ok(x.zip(y).map(|(x, y)| x.powf(y)))
     })?;
     Ok(())
-}
-
-/// The version of a database that is ours, or 0 of one that is empty.
-fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
-    let path = path.display();
-    // One statement, so that all three are of one moment.
-    let (application, version, tables): (i32, i64, i64) = connection.query_row(
-        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),
-                (SELECT count(*) FROM sqlite_schema)",
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )?;
-    if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
-        bail!(
-            "{path}: expected a database of fathom, found another program's\n  help: --results names another results folder"
-        );
-    }
-    let known = MIGRATIONS.len();
-    match usize::try_from(version) {
-        Ok(version) if version <= known => Ok(version),
-        _ => bail!(
-            "{path}: expected a store of version {known} or less, found version {version}\n  help: a newer fathom wrote it; use that one, or name another folder with --results"
-        ),
-    }
-}
-
-fn migrate(connection: &mut Connection) -> Result<()> {
-    let version = |connection: &Connection| -> rusqlite::Result<usize> {
-        connection.pragma_query_value(None, "user_version", |row| row.get(0))
-    };
-    if version(connection)? == MIGRATIONS.len() {
-        return Ok(());
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Again, now that nobody else writes: another process may just have done it.
-    for (number, migration) in MIGRATIONS.iter().enumerate().skip(version(&transaction)?) {
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", number as i64 + 1)?;
-    }
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.commit()?;
-    Ok(())
-}
-
-/// Names the file in an error of SQLite's; our own name it already.
-fn explain(path: &Path, error: anyhow::Error) -> anyhow::Error {
-    let path = path.display();
-    match error.downcast_ref::<rusqlite::Error>().map(|e| (e.sqlite_error_code(), e)) {
-        Some((Some(ErrorCode::NotADatabase), _)) => {
-            anyhow!("{path}: expected a database of fathom, found a file that is no database")
-        }
-        Some((Some(ErrorCode::DatabaseBusy), _)) => anyhow!(
-            "{path}: another process held the database for {} s\n  help: try again when it is done",
-            BUSY_TIMEOUT.as_secs()
-        ),
-        Some((_, e)) => anyhow!("{path}: the database can't be opened: {e}"),
-        None => error,
-    }
-}
-
-/// The `CREATE TABLE` and `CREATE VIEW` statements of a script: name, kind, and the comment lines just above as one text.
-fn described(script: &'static str) -> Vec<(&'static str, &'static str, String)> {
-    let mut found = Vec::new();
-    let mut comment = Vec::new();
-    for line in script.lines() {
-        if let Some(text) = line.strip_prefix("-- ") {
-            comment.push(text);
-            continue;
-        }
-        let mut words = line.split_whitespace();
-        if words.next() == Some("CREATE") {
-            let (kind, name) = (words.next(), words.next());
-            let kind = [("TABLE", "table"), ("VIEW", "view")]
-                .into_iter()
-                .find_map(|(word, shown)| (kind == Some(word)).then_some(shown));
-            if let (Some(kind), Some(name)) = (kind, name) {
-                found.push((name, kind, comment.join(" ")));
-            }
-        }
-        comment.clear();
-    }
-    found
 }
 
 #[cfg(test)]

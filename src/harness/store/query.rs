@@ -3,7 +3,7 @@
 //! A run that is not in the store has no rows: only [`Store::known_run`] and [`Store::find_run`] make that an error. A
 //! number that the run could not compute is NaN here and NULL in the database.
 
-use super::{PointRecord, Status, Store, SweepRecord};
+use super::{PointRecord, Status, Store, SweepRecord, explain};
 use anyhow::{Context, Result, anyhow, bail};
 use fathom_spec::config::{Digests, nearest};
 use fathom_spec::record::{EvalMethod, Event, EventKind, RunId, numbers};
@@ -311,7 +311,8 @@ impl Store {
              WHERE m.run = (SELECT id FROM runs WHERE run_id = ?1) AND m.key = (SELECT id FROM metric_keys WHERE key = ?2)
              ORDER BY m.step",
             [run_id.0.as_str(), key],
-            |row| Ok((row.get("step")?, number(row, "value")?)),
+            // By position: a curve has many rows, and a name is looked up in each.
+            |row| Ok((row.get(0)?, row.get::<_, Option<f64>>(1)?.unwrap_or(f64::NAN))),
         )
     }
 
@@ -452,14 +453,19 @@ impl Store {
             .collect())
     }
 
-    fn rows<T>(
+    fn explained(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {
+        explain::using(&Store::path(self.results()), error.into())
+    }
+
+    pub(super) fn rows<T>(
         &self,
         sql: &str,
         values: impl Params,
         read: impl Fn(&Row) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let mut statement = self.connection.prepare_cached(sql)?;
-        statement.query_and_then(values, read)?.collect()
+        let mut statement = self.connection.prepare_cached(sql).map_err(|e| self.explained(e))?;
+        let rows = statement.query_and_then(values, read).map_err(|e| self.explained(e))?;
+        rows.map(|row| row.map_err(|e| self.explained(e))).collect()
     }
 }
 
@@ -605,12 +611,12 @@ fn json(row: &Row, column: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{column}: expected JSON, found `{text}`"))
 }
 
-fn parsed<T: FromStr<Err = String>>(row: &Row, column: &str) -> Result<T> {
+pub(super) fn parsed<T: FromStr<Err = String>>(row: &Row, column: &str) -> Result<T> {
     row.get::<_, String>(column)?.parse().map_err(|message| anyhow!("{column}: {message}"))
 }
 
 /// NULL is NaN.
-fn number(row: &Row, column: &str) -> Result<f64> {
+pub(super) fn number(row: &Row, column: &str) -> Result<f64> {
     Ok(row.get::<_, Option<f64>>(column)?.unwrap_or(f64::NAN))
 }
 

@@ -1,14 +1,12 @@
 //! What the sweep driver and the supervisor write: sweeps with their points, runs before they begin, and verdicts.
 
-use super::{Run, Status, Store};
+use super::{Status, Store};
 use anyhow::{Context, Result, anyhow, ensure};
 use fathom_spec::config::{Digests, RunConfig, RunIdentity};
 use fathom_spec::record::{RunId, RunPaths};
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::path::Path;
 
 /// A sweep, as it was planned.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,17 +90,6 @@ impl SavedIdentity {
     }
 }
 
-/// What [`Store::rebuild`] did.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Rebuilt {
-    /// Runs that are in the store now.
-    pub runs: usize,
-    /// Events read from their logs.
-    pub events: u64,
-    /// Folders that could not be read whole: name and reason.
-    pub problems: Vec<(String, String)>,
-}
-
 impl Store {
     /// Records a sweep as it is planned now: its points replace those it had.
     ///
@@ -110,39 +97,31 @@ impl Store {
     ///
     /// When two points have one position, or the database can't be written.
     pub fn upsert_sweep(&mut self, sweep: &SweepRecord, points: &[PointRecord]) -> Result<()> {
+        self.hold_file()?;
         let context = || format!("sweep {}: can't be recorded", sweep.name);
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let id: i64 = transaction
-            .query_row(
-                "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
-                   spec = excluded.spec, planned_at = excluded.planned_at
-                 RETURNING id",
-                params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
-                |row| row.get(0),
-            )
-            .with_context(context)?;
-        transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
-        let mut insert = transaction.prepare_cached(
-            "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?;
-        for point in points {
-            let settings = point.settings.to_string();
-            insert
-                .execute(params![
-                    id,
-                    point.position,
-                    point.label,
-                    point.seed,
-                    settings,
-                    point.run_id.0
-                ])
+        self.in_transaction(|transaction| {
+            let id: i64 = transaction
+                .query_row(
+                    "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
+                       spec = excluded.spec, planned_at = excluded.planned_at
+                     RETURNING id",
+                    params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
+                    |row| row.get(0),
+                )
                 .with_context(context)?;
-        }
-        drop(insert);
-        transaction.commit()?;
-        Ok(())
+            transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
+            for point in points {
+                let PointRecord { position, label, seed, settings, run_id } = point;
+                insert
+                    .execute(params![id, position, label, seed, settings.to_string(), run_id.0])
+                    .with_context(context)?;
+            }
+            Ok(())
+        })
     }
 
     /// Makes a run known. One that the store has keeps its progress; while it has not begun, it takes the configuration
@@ -152,11 +131,8 @@ impl Store {
     ///
     /// When the database can't be written.
     pub fn upsert_run(&mut self, run: &RunRecord) -> Result<()> {
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        write_run(&transaction, run)?;
-        transaction.commit()?;
-        Ok(())
+        self.hold_file()?;
+        self.in_transaction(|transaction| write_run(transaction, run, None).map(|_| ()))
     }
 
     /// Records what the supervisor found of a run that did not end by its own word: [`Status::Killed`], [`Status::Lost`].
@@ -170,103 +146,38 @@ impl Store {
         status: Status,
         detail: Option<&str>,
     ) -> Result<()> {
-        let changed = self.connection.execute(
-            "UPDATE runs SET status = ?2, status_detail = ?3 WHERE run_id = ?1",
-            params![run_id.0, status.name(), detail],
-        )?;
-        ensure!(changed == 1, "run {run_id}: expected a run of the store, found none");
-        Ok(())
-    }
-
-    /// Makes all runs anew from the folders under `runs/`, in one transaction; sweeps and their points stay.
-    ///
-    /// A folder that can't be read is named among the problems and stops nothing. A supervisor's verdict (`killed`, `lost`,
-    /// and what a worker's exit said where it logged no ending) is in no log: it is kept where the database has one and the
-    /// log says nothing newer.
-    ///
-    /// # Errors
-    ///
-    /// When the database can't be written or the folders can't be listed.
-    pub fn rebuild(&mut self) -> Result<Rebuilt> {
-        let verdicts: BTreeMap<RunId, Run> = self
-            .runs()?
-            .into_iter()
-            .filter(|run| !matches!(run.status, Status::Planned | Status::Running))
-            .map(|run| (run.run_id.clone(), run))
-            .collect();
-        let results = self.results.clone();
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        transaction.execute("DELETE FROM runs", [])?;
-        transaction.execute("DELETE FROM metric_keys", [])?;
-        let mut rebuilt = Rebuilt::default();
-        for name in run_folders(&results)? {
-            let paths = RunPaths::in_results(&results, &RunId(name.clone()));
-            match rebuild_run(&transaction, &name, &paths) {
-                Ok(Some(events)) => {
-                    rebuilt.events += events;
-                    rebuilt.runs += 1;
-                }
-                Ok(None) => {}
-                Err(error) => rebuilt.problems.push((name.clone(), format!("{error:#}"))),
-            }
-            if let Some(verdict) = verdicts.get(&RunId(name)) {
-                transaction.execute(
-                    "UPDATE runs SET status = ?3, status_detail = ?4 WHERE run_id = ?1 AND last_seq <= ?2",
-                    params![verdict.run_id.0, verdict.last_seq, verdict.status.name(), verdict.status_detail],
-                )?;
-            }
-        }
-        transaction.commit()?;
-        Ok(rebuilt)
+        self.hold_file()?;
+        self.in_transaction(|transaction| {
+            let values = params![run_id.0, status.name(), detail];
+            let changed = transaction.execute(
+                "UPDATE runs SET status = ?2, status_detail = ?3 WHERE run_id = ?1",
+                values,
+            )?;
+            ensure!(changed == 1, "run {run_id}: expected a run of the store, found none");
+            // An attempt that said how it ended keeps its word.
+            transaction.execute(
+                "UPDATE attempts SET status = ?2, status_detail = ?3
+                 WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND status = 'running'",
+                values,
+            )?;
+            Ok(())
+        })
     }
 }
 
-/// The names of the folders under `runs/`, sorted; none where there is no such folder yet.
-fn run_folders(results: &Path) -> Result<Vec<String>> {
-    let folder = results.join("runs");
-    if !folder.exists() {
-        return Ok(Vec::new());
-    }
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&folder)
-        .with_context(|| format!("{}: the folder can't be listed", folder.display()))?
-    {
-        let entry = entry?;
-        if entry.path().is_dir() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Records one run from its folder and says how many events it had; `None` when the folder holds no run.
-fn rebuild_run(connection: &Connection, name: &str, paths: &RunPaths) -> Result<Option<u64>> {
-    if !paths.config().exists() && !paths.identity().exists() {
-        return Ok(None);
-    }
-    let config = RunConfig::read(&paths.config())?;
-    let identity = SavedIdentity::read(paths)?;
-    let run_id = identity.run_id();
-    ensure!(
-        run_id.0 == name,
-        "{}: expected a run_hash that begins with the folder's name, found `{}`",
-        paths.identity().display(),
-        identity.identity.run_hash
-    );
-    write_run(connection, &RunRecord { identity: &identity, config: &config })?;
-    Ok(Some(super::ingest::ingest(connection, &run_id, &paths.events())?.events))
-}
-
-fn write_run(connection: &Connection, run: &RunRecord) -> Result<()> {
+/// Makes a run known, with the number `id` where one is given, and says its number where it was written.
+pub(super) fn write_run(
+    connection: &Connection,
+    run: &RunRecord,
+    id: Option<i64>,
+) -> Result<Option<i64>> {
     let config = run.config.to_json();
     let SavedIdentity { identity, digests, created_at } = run.identity;
     let run_id = run.identity.run_id();
     let id: Option<i64> = connection
         .prepare_cached(
-            "INSERT INTO runs (run_id, run_hash, group_hash, folder, config, digests, seed, created_at, status)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'planned')
+            "INSERT INTO runs (run_id, run_hash, group_hash, folder, config, digests, seed, created_at, status, id)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'planned', ?9)
              ON CONFLICT (run_id) DO UPDATE SET folder = excluded.folder, config = excluded.config
              WHERE runs.status = 'planned'
              RETURNING id",
@@ -280,18 +191,19 @@ fn write_run(connection: &Connection, run: &RunRecord) -> Result<()> {
                 config.to_string(),
                 serde_json::to_string(digests)?,
                 run.config.train.seed,
-                created_at
+                created_at,
+                id
             ],
             |row| row.get(0),
         )
         .optional()
         .map_err(|error| anyhow!("run {run_id}: can't be recorded: {error}"))?;
-    let Some(id) = id else { return Ok(()) };
+    let Some(id) = id else { return Ok(None) };
     connection.prepare_cached("DELETE FROM params WHERE run = ?1")?.execute([id])?;
     let mut insert = connection
         .prepare_cached("INSERT INTO params (run, key, value, number) VALUES (?1, ?2, ?3, ?4)")?;
     for (key, value) in run.config.flatten() {
         insert.execute(params![id, key, value.to_string(), value.as_f64()])?;
     }
-    Ok(())
+    Ok(Some(id))
 }

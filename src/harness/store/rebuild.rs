@@ -1,0 +1,391 @@
+//! All runs again, from their folders.
+//!
+//! It is one transaction on the database that is there, so that readers see the old rows until they see the new, and a kill
+//! on the way changes nothing. Logs are read on all cores while their rows are written, table by table in the order that the
+//! tables have. What is in no folder (sweeps, and whatever a later version adds) is not touched, and runs keep their numbers,
+//! by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over.
+
+use super::ingest::apply;
+use super::lines::{self, Stretch};
+use super::write::write_run;
+use super::{Run, RunRecord, SavedIdentity, Store, explain, keep};
+use anyhow::{Context, Result, anyhow, ensure};
+use fathom_spec::config::RunConfig;
+use fathom_spec::record::{RunId, RunPaths};
+use rayon::prelude::*;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, params, params_from_iter};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+/// The tables that are made from the folders, parents last.
+pub(super) const FROM_FOLDERS: [&str; 12] = [
+    "params",
+    "metrics",
+    "metric_summaries",
+    "attempts",
+    "perplexity",
+    "position_nll",
+    "memory",
+    "samples",
+    "facts",
+    "artifacts",
+    "events_meta",
+    "runs",
+];
+
+/// Folders that are read at once, on all cores; so many more wait for the writer.
+const BATCH: usize = 16;
+
+/// Memory for pages while everything is written anew, in KiB: each is written once.
+const CACHE_KIB: i64 = 256 << 10;
+
+/// What [`Store::rebuild`] did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rebuilt {
+    /// Runs that were made anew.
+    pub runs: usize,
+    /// Events read from their logs.
+    pub events: u64,
+    /// Folders that could not be read whole: name and reason. The store keeps what it had of them.
+    pub problems: Vec<(String, String)>,
+    /// Runs that have no folder any more. The store keeps what it had of them.
+    pub kept: Vec<RunId>,
+    /// Where the damaged database is now, and what could not be read of it.
+    pub aside: Option<(PathBuf, Vec<String>)>,
+}
+
+/// What only the database knows of its runs.
+#[derive(Debug, Default)]
+struct Remembered {
+    /// The numbers of runs.
+    ids: BTreeMap<String, i64>,
+    /// A supervisor's verdicts on runs: id, last event then, status, detail.
+    runs: Vec<(String, i64, String, Option<String>)>,
+    /// And on attempts that logged no ending: id, the event that began them, status, detail.
+    attempts: Vec<(String, i64, String, Option<String>)>,
+}
+
+/// One run's folder, read.
+struct Folder {
+    identity: SavedIdentity,
+    config: RunConfig,
+    stretch: Stretch,
+}
+
+impl Store {
+    /// Makes the store of a results folder anew from the folders under `runs/`. A database that is damaged, by what it says or
+    /// by what it turns out to be on the way, is moved aside.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be written, is another program's or a newer fathom's, or the folders can't be listed.
+    pub fn rebuild_from_folders(results: &Path) -> Result<Rebuilt> {
+        let path = Store::path(results);
+        if !is_damaged(&path) {
+            return Store::open(results)?.rebuild();
+        }
+        let aside = keep::move_aside(&path)?;
+        let mut lost = Vec::new();
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let old = Connection::open_with_flags(&aside, flags).ok();
+        if let Some(old) = &old {
+            // Else SQLite reads nothing of a file that is shorter than it says. Where this fails, so does what follows.
+            let _ = old.pragma_update(None, "writable_schema", true);
+        }
+        let remembered =
+            old.as_ref().map_or_else(Remembered::default, |old| remember(old, &mut lost));
+        let mut store = Store::open(results)?;
+        let mut rebuilt = store.rebuild_as(&remembered)?;
+        match &old {
+            Some(old) => salvage(old, &store.connection, &mut lost)?,
+            None => lost.push("nothing of it can be read".into()),
+        }
+        rebuilt.aside = Some((aside, lost));
+        Ok(rebuilt)
+    }
+
+    /// Makes all runs anew from the folders under `runs/`, in one transaction; sweeps and their points stay.
+    ///
+    /// A folder that can't be read is named among the problems and stops nothing. A supervisor's verdict (`killed`, `lost`,
+    /// and what a worker's exit said where it logged no ending) is in no log: it is kept where the database has one and the
+    /// log says nothing newer.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be written or the folders can't be listed.
+    pub fn rebuild(&mut self) -> Result<Rebuilt> {
+        self.hold_file()?;
+        let mut unread = Vec::new();
+        let remembered = remember(&self.connection, &mut unread);
+        if let Some(what) = unread.first() {
+            let path = Store::path(&self.results);
+            return Err(anyhow!("{}: {what}", path.display()));
+        }
+        self.rebuild_as(&remembered)
+    }
+
+    fn rebuild_as(&mut self, remembered: &Remembered) -> Result<Rebuilt> {
+        // Rows are replaced under the tables that name them, which must not fall with them; and all of it comes from
+        // `write_run` and `apply`, which name no row that is not there.
+        self.connection.pragma_update(None, "foreign_keys", false)?;
+        self.connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        let done = self.rebuild_around(remembered);
+        self.connection.pragma_update(None, "cache_size", -2000)?;
+        self.connection.pragma_update(None, "foreign_keys", true)?;
+        let rebuilt = done?;
+        self.fold_in()?;
+        Ok(rebuilt)
+    }
+
+    /// Tries until every folder that has to be kept as it was is known.
+    fn rebuild_around(&mut self, remembered: &Remembered) -> Result<Rebuilt> {
+        let results = self.results.clone();
+        let names = run_folders(&results)?;
+        let mut problems = BTreeMap::new();
+        loop {
+            let known = problems.len();
+            let begun = self.in_transaction(|transaction| {
+                let done = write_all(transaction, &results, &names, remembered, &mut problems)?;
+                ensure!(problems.len() == known, "another folder is to be kept");
+                Ok(done)
+            });
+            match begun {
+                Err(_) if problems.len() > known => {}
+                done => {
+                    let problems = problems.into_iter().collect();
+                    return Ok(Rebuilt { problems, ..done? });
+                }
+            }
+        }
+    }
+}
+
+/// Whether the file is there and is damaged; all of it is looked at.
+fn is_damaged(path: &Path) -> bool {
+    if !path.exists() {
+        return false;
+    }
+    let look = || -> Result<bool> {
+        let connection = keep::open_to_read(path)?;
+        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        Ok(found != "ok")
+    };
+    look().unwrap_or_else(|error| explain::is_damage(&error))
+}
+
+/// The names of the folders under `runs/` that hold a run, sorted; none where there is no such folder yet.
+pub(super) fn run_folders(results: &Path) -> Result<Vec<String>> {
+    let folder = results.join("runs");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder)
+        .with_context(|| format!("{}: the folder can't be listed", folder.display()))?
+    {
+        let paths = RunPaths::new(entry?.path());
+        if paths.config().exists() || paths.identity().exists() {
+            let name = paths.folder.file_name().unwrap_or_default();
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Writes all runs but those that are `problems` already, and adds those that turn out to be.
+fn write_all(
+    connection: &Connection,
+    results: &Path,
+    names: &[String],
+    remembered: &Remembered,
+    problems: &mut BTreeMap<String, String>,
+) -> Result<Rebuilt> {
+    let readable: BTreeSet<&str> =
+        names.iter().map(String::as_str).filter(|name| !problems.contains_key(*name)).collect();
+    let stay: Vec<(&str, i64)> = remembered
+        .ids
+        .iter()
+        .map(|(name, id)| (name.as_str(), *id))
+        .filter(|(name, _)| !readable.contains(name))
+        .collect();
+    clear(connection, &stay)?;
+    // In the order of their numbers, so that every table grows at its end.
+    let mut order: Vec<&str> = readable.into_iter().collect();
+    order.sort_by_key(|name| (remembered.ids.get(*name).map_or(i64::MAX, |id| *id), *name));
+
+    let mut rebuilt = Rebuilt::default();
+    let (send, receive) = mpsc::sync_channel(BATCH);
+    std::thread::scope(|scope| -> Result<()> {
+        let order = &order;
+        scope.spawn(move || {
+            for batch in order.chunks(BATCH) {
+                let read: Vec<_> =
+                    batch.par_iter().map(|name| read_folder(results, name)).collect();
+                for folder in batch.iter().zip(read) {
+                    // Whoever writes has given up: there is nobody to read for.
+                    if send.send(folder).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        for (name, folder) in receive {
+            match folder {
+                Ok(folder) => {
+                    let id = remembered.ids.get(*name).copied();
+                    rebuilt.events += write_folder(connection, &folder, id)?;
+                    rebuilt.runs += 1;
+                }
+                Err(error) => {
+                    problems.insert(name.to_string(), format!("{error:#}"));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    connection.execute(
+        "DELETE FROM metric_keys WHERE id NOT IN (SELECT key FROM metric_summaries)",
+        [],
+    )?;
+    restore_verdicts(connection, remembered)?;
+    let gone = stay.iter().filter(|(name, _)| !problems.contains_key(*name));
+    rebuilt.kept = gone.map(|(name, _)| RunId(name.to_string())).collect();
+    Ok(rebuilt)
+}
+
+/// Empties the tables, but for the runs that stay as they are.
+fn clear(connection: &Connection, stay: &[(&str, i64)]) -> Result<()> {
+    for table in FROM_FOLDERS {
+        let column = if table == "runs" { "id" } else { "run" };
+        match stay {
+            // Without a condition SQLite drops whole pages.
+            [] => connection.execute(&format!("DELETE FROM {table}"), [])?,
+            stay => {
+                let ids: Vec<_> = stay.iter().map(|(_, id)| id.to_string()).collect();
+                let ids = ids.join(", ");
+                let sql = format!("DELETE FROM {table} WHERE {column} NOT IN ({ids})");
+                connection.execute(&sql, [])?
+            }
+        };
+    }
+    Ok(())
+}
+
+fn read_folder(results: &Path, name: &str) -> Result<Folder> {
+    let paths = RunPaths::in_results(results, &RunId(name.to_string()));
+    let config = RunConfig::read(&paths.config())?;
+    let identity = SavedIdentity::read(&paths)?;
+    ensure!(
+        identity.run_id().0 == name,
+        "{}: expected a run_hash that begins with the folder's name, found `{}`",
+        paths.identity().display(),
+        identity.identity.run_hash
+    );
+    Ok(Folder { identity, config, stretch: lines::read(&paths.events(), 0)? })
+}
+
+/// Writes one run, and says how many events it had.
+fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Result<u64> {
+    let Folder { identity, config, stretch } = folder;
+    write_run(connection, &RunRecord { identity, config }, id)?;
+    let run_id = identity.run_id();
+    let run = Run::load(connection, &run_id)?
+        .ok_or_else(|| anyhow!("run {run_id}: expected the row that was just written"))?;
+    Ok(apply(connection, run, stretch, false)?.events)
+}
+
+/// What only the database knows. Rows after one that can't be read are left out, and `unread` says so.
+fn remember(connection: &Connection, unread: &mut Vec<String>) -> Remembered {
+    let mut remembered = Remembered::default();
+    let of_run = "SELECT run_id, last_seq, status, status_detail, id FROM runs";
+    each(connection, "runs", of_run, unread, |row| {
+        let (run_id, status): (String, String) = (row.get(0)?, row.get(2)?);
+        remembered.ids.insert(run_id.clone(), row.get(4)?);
+        if status != "planned" && status != "running" {
+            remembered.runs.push((run_id, row.get(1)?, status, row.get(3)?));
+        }
+        Ok(())
+    });
+    let of_attempt = "SELECT r.run_id, a.seq, a.status, a.status_detail FROM attempts a JOIN runs r ON r.id = a.run
+                      WHERE a.ended_at IS NULL AND a.status != 'running'";
+    each(connection, "attempts", of_attempt, unread, |row| {
+        remembered.attempts.push((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+        Ok(())
+    });
+    remembered
+}
+
+fn each(
+    connection: &Connection,
+    what: &str,
+    sql: &str,
+    unread: &mut Vec<String>,
+    mut read: impl FnMut(&rusqlite::Row) -> rusqlite::Result<()>,
+) {
+    let mut all = || -> rusqlite::Result<()> {
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            read(row)?;
+        }
+        Ok(())
+    };
+    if let Err(error) = all() {
+        unread.push(format!("{what} can't be read whole: {error}"));
+    }
+}
+
+fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<()> {
+    for (run_id, last_seq, status, detail) in &remembered.runs {
+        connection
+            .prepare_cached(
+                "UPDATE runs SET status = ?3, status_detail = ?4 WHERE run_id = ?1 AND last_seq <= ?2",
+            )?
+            .execute(params![run_id, last_seq, status, detail])?;
+    }
+    for (run_id, seq, status, detail) in &remembered.attempts {
+        connection
+            .prepare_cached(
+                "UPDATE attempts SET status = ?3, status_detail = ?4
+                 WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND seq = ?2 AND ended_at IS NULL",
+            )?
+            .execute(params![run_id, seq, status, detail])?;
+    }
+    Ok(())
+}
+
+/// Takes over from a damaged database, row by row, the tables that no folder has: sweeps with their points first.
+fn salvage(old: &Connection, new: &Connection, lost: &mut Vec<String>) -> Result<()> {
+    let mut tables = vec!["sweeps".to_string(), "points".to_string()];
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid";
+    let mut statement = new.prepare(sql)?;
+    for name in statement.query_map([], |row| row.get::<_, String>(0))? {
+        let name = name?;
+        if !tables.contains(&name) && name != "metric_keys" && !FROM_FOLDERS.contains(&&*name) {
+            tables.push(name);
+        }
+    }
+    for table in tables {
+        let mut refused = 0;
+        each(old, &table, &format!("SELECT * FROM {table}"), lost, |row| {
+            let names: Vec<&str> = row.as_ref().column_names().collect();
+            let values: Vec<Value> =
+                (0..names.len()).map(|i| row.get(i)).collect::<rusqlite::Result<_>>()?;
+            let places = vec!["?"; names.len()].join(", ");
+            let columns = names.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+            let sql = format!("INSERT INTO {table} ({columns}) VALUES ({places})");
+            let inserted = new
+                .prepare_cached(&sql)
+                .and_then(|mut insert| insert.execute(params_from_iter(values)));
+            refused += usize::from(inserted.is_err());
+            Ok(())
+        });
+        if refused > 0 {
+            lost.push(format!("{refused} rows of {table} name what is not there any more"));
+        }
+    }
+    Ok(())
+}
