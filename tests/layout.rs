@@ -33,7 +33,7 @@ const ABSENT: &[(&str, &[&str])] = &[
     ("engine/model", &["println!", "RunConfig", "std::process"]),
     ("engine/train", &["println!", "rusqlite"]),
     ("harness", &["tch::", "fathom_engine::"]),
-    ("harness/sweep/plan.rs", &["rusqlite", "crate::store"]),
+    ("harness/sweep/plan", &["rusqlite", "crate::store"]),
     ("harness/sweep/search.rs", &["rusqlite", "crate::store", "std::process"]),
     (
         "harness/report",

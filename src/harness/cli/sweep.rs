@@ -172,6 +172,9 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             None => {
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
                 println!("{} points, {} tokens in all", points.len(), Tokens(total));
+                if plan.left_out > 0 {
+                    println!("{} left out by the constraints", plan.left_out);
+                }
             }
         }
     }
