@@ -1,6 +1,13 @@
 //! The language of sweep files: how many points a file comes to and which, what is wrong with one, and that no text whatever
 //! makes the reader panic.
 
+#[path = "sweep_language/commands.rs"]
+mod commands;
+#[path = "sweep_language/schema.rs"]
+mod schema;
+#[path = "sweep_language/wandb.rs"]
+mod wandb;
+
 use fathom::sweep::plan::Plan;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;

@@ -1,9 +1,12 @@
-//! Sweeps: a file becomes points ([`plan`]), points become runs that are driven to their ends ([`drive`]).
+//! Sweeps: a file becomes points ([`plan`]), points become runs that are driven to their ends ([`drive`]). [`why`] says what makes
+//! a point new, [`code`] which code made a run.
 
 mod base;
+pub mod code;
 pub mod drive;
 mod identity;
 pub mod plan;
 pub mod search;
+pub mod why;
 
 pub use identity::Identities;

@@ -1,12 +1,15 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 //!
 //! `axes` reads what is varied, `combine` makes the grid or the random draws of it, `rules` are what follows of a point's values
-//! (conditional settings, derived values, constraints), `points` resolves them.
+//! (conditional settings, derived values, constraints), `points` resolves them. [`schema`] tells editors all of it, [`wandb`]
+//! brings the sweep files of Weights & Biases.
 
 mod axes;
 mod combine;
 mod points;
 mod rules;
+pub mod schema;
+pub mod wandb;
 
 use super::base::Base;
 use anyhow::{Context, Result, bail};
