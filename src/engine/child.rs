@@ -6,6 +6,7 @@
 use crate::assemble;
 use crate::eval::perplexity;
 use crate::facts::Sink;
+use crate::provenance;
 use crate::torch;
 use crate::train::{self, Command, Ending, Progress, Training};
 use anyhow::{Result, bail};
@@ -136,6 +137,7 @@ fn execute(paths: &RunPaths, log: &mut Log, progress: &Progress) -> Result<Event
         tch::set_num_threads(threads as i32);
     }
     started(paths, &config, device, log)?;
+    provenance::record(log, matches!(device, Device::Cuda(_)));
     let _heart = Heart::begin(log.clone());
     if let (Device::Cpu, Some(cap)) = (device, config.run.memory_cap) {
         torch::limit_resident_memory(cap)?;

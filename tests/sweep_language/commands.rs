@@ -1,7 +1,7 @@
-//! The commands on sweep files and their runs, with the worker without tensors: check, why, more seeds, strict code.
+//! The commands on sweep files and their runs, with the worker without tensors: check, why, more seeds, strict code, reproduce.
 
 use fathom::store::Store;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 struct Project {
@@ -48,6 +48,11 @@ impl Project {
         let table = fathom::cli::sql::answer(&store, query).unwrap();
         let text = table.render(fathom::cli::table::Format::Csv);
         text.lines().skip(1).map(str::to_string).collect()
+    }
+
+    fn a_run(&self) -> String {
+        let store = Store::open_read_only(&self.path("results")).unwrap();
+        store.runs().unwrap().remove(0).run_id.0
     }
 }
 
@@ -201,4 +206,63 @@ fn results_of_other_code_are_reported_and_refused_if_asked() {
     );
     let said = project.said(0, &["sweep", "plan", "s.yaml"], &new);
     assert!(said.contains("note: 2 of the results were made by other code"), "{said}");
+}
+
+#[test]
+fn a_reproduction_is_equal_near_or_different() {
+    let project = Project::new("set: { train.learning_rate: 0.25, eval.context_lengths: [8] }\n");
+    project.said(0, &RUN, &[]);
+    let run = project.a_run();
+    let again = |variables: &[(&str, &str)], code: i32| {
+        project.said(code, &["reproduce", &run[..6]], variables)
+    };
+    let said = again(&[], 0);
+    assert!(said.contains("every number has the same bits"), "{said}");
+    assert!(said.contains("loss by step") && said.contains("nll (prefix, 8 tokens)"), "{said}");
+    assert!(said.contains("ended: finished, then finished"), "{said}");
+    assert!(project.path(&format!("results/reproduced/{run}-1/fathom.db")).is_file());
+
+    let said = again(&[("SCRIPT_SHIFT", "0.0009765625")], 10);
+    assert!(said.contains("the same within 0.001 nats a token"), "{said}");
+    let said = again(&[("SCRIPT_SHIFT", "0.5"), ("SCRIPT_COMMIT", "0123456789abcdef")], 11);
+    assert!(
+        said.contains("different by more than 0.001")
+            && said.contains("code: script, then script at 0123456789ab"),
+        "{said}"
+    );
+    // Out of memory where it finished before is a difference, whatever the numbers.
+    again(&[("SCRIPT_EDGE", "8")], 11);
+    assert_eq!(project.points().len(), 1, "the run and its store are as they were");
+
+    let said = project.said(0, &["reproduce", &run, "--into", "elsewhere"], &[]);
+    assert!(said.contains(&format!("run {run} again, in elsewhere")), "{said}");
+    let said = project.said(1, &["reproduce", &run, "--into", "results"], &[]);
+    assert!(said.contains("expected another folder than the run's own results"), "{said}");
+    project.said(1, &["reproduce", "ffff"], &[]);
+}
+
+#[test]
+fn what_can_not_be_reproduced_is_said() {
+    let corpus = |project: &Project, text: &str| {
+        std::fs::create_dir_all(project.path("corpus")).unwrap();
+        std::fs::write(project.path("corpus/a.txt"), text).unwrap();
+    };
+    let project = Project::new("set: { data.corpus: corpus, train.learning_rate: 0.25 }\n");
+    corpus(&project, "one story and a second");
+    project.said(0, &RUN, &[]);
+    let run = project.a_run();
+    corpus(&project, "another story");
+    let said = project.said(1, &["reproduce", &run], &[]);
+    assert!(
+        said.contains(
+            "expected what it was made from, found other contents of data.corpus\n  help:"
+        ),
+        "{said}"
+    );
+    project.sweep("set: { data.corpus: corpus, train.learning_rate: 13 }\n");
+    project.said(3, &RUN, &[]);
+    let store = Store::open_read_only(Path::new(&project.path("results"))).unwrap();
+    let failed = store.runs().unwrap().into_iter().find(|r| r.run_id.0 != run).unwrap().run_id;
+    let said = project.said(1, &["reproduce", &failed.0], &[]);
+    assert!(said.contains("expected a run with a result, found one that is failed"), "{said}");
 }

@@ -8,5 +8,9 @@ pub const ERROR: u8 = 1;
 pub const RUNS_FAILED: u8 = 3;
 /// Something that fathom needs is missing on this machine (`fathom doctor`).
 pub const MISSING: u8 = 4;
+/// `fathom reproduce`: some numbers are not the same bits, and all are within the tolerance.
+pub const WITHIN_TOLERANCE: u8 = 10;
+/// `fathom reproduce`: the run ended otherwise, or a number is further away than the tolerance.
+pub const DIFFERENT: u8 = 11;
 /// Stopped by Ctrl-C or SIGTERM: the same command goes on.
 pub const INTERRUPTED: u8 = 130;
