@@ -8,6 +8,7 @@ mod orders;
 use crate::assemble;
 use crate::eval::perplexity;
 use crate::facts::Sink;
+use crate::provenance;
 use crate::torch;
 use crate::train::orders::ANNEALING;
 use crate::train::{self, Ending, Progress, Training};
@@ -155,6 +156,7 @@ fn execute(
         tch::set_num_threads(threads as i32);
     }
     started(paths, &config, device, log)?;
+    provenance::record(log, matches!(device, Device::Cuda(_)));
     let _heart = Heart::begin(log.clone());
     if let (Device::Cpu, Some(cap)) = (device, config.run.memory_cap) {
         torch::limit_resident_memory(cap)?;

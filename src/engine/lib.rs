@@ -9,6 +9,7 @@ pub mod eval;
 pub mod facts;
 pub mod kernels;
 pub mod model;
+pub mod provenance;
 pub mod torch;
 pub mod train;
 
@@ -16,12 +17,16 @@ pub mod train;
 #[derive(Debug, Clone, Copy)]
 pub struct BuildInfo {
     pub commit: Option<&'static str>,
-    /// Whether files that git tracks were changed.
+    /// Whether sources of this program that git tracks were changed.
     pub dirty: Option<bool>,
+    /// git's digest of these changes.
+    pub diff: Option<&'static str>,
 }
 
 /// What git said when this program was built; nothing outside a git checkout.
 pub fn build_info() -> BuildInfo {
     let commit = option_env!("FATHOM_GIT_COMMIT").filter(|commit| !commit.is_empty());
-    BuildInfo { commit, dirty: option_env!("FATHOM_GIT_DIRTY").map(|dirty| dirty == "1") }
+    let dirty = option_env!("FATHOM_GIT_DIRTY").map(|dirty| dirty == "1");
+    let diff = option_env!("FATHOM_GIT_DIFF").filter(|diff| !diff.is_empty());
+    BuildInfo { commit, dirty, diff }
 }

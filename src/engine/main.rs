@@ -7,7 +7,7 @@ use fathom_engine::assemble::{self, fits_vocabulary};
 use fathom_engine::eval::{document_nll, perplexity};
 use fathom_engine::model::weights::ModelFiles;
 use fathom_engine::model::{Model, Setup};
-use fathom_engine::{child, torch};
+use fathom_engine::{child, provenance, torch};
 use fathom_spec::config::written::Written;
 use fathom_spec::config::{self, Attention, Device, Dtype, RopeParameters};
 use fathom_spec::units::format_number;
@@ -39,6 +39,8 @@ enum Command {
         /// A Hugging Face folder, a checkpoint of fathom, or a .gguf file
         model: PathBuf,
     },
+    /// Print what this program was built from, as JSON
+    Version,
     /// Say what LibTorch and which devices were found
     Doctor {
         /// Print JSON
@@ -139,6 +141,10 @@ fn main() -> ExitCode {
         Command::Eval(Eval::Tokens(args)) => caught(|| eval_tokens(&args)),
         Command::Eval(Eval::Perplexity(args)) => caught(|| eval_perplexity(&args)),
         Command::Shape { model } => shape(&model),
+        Command::Version => {
+            println!("{}", provenance::version());
+            Ok(())
+        }
         Command::Doctor { json } => doctor(json),
     };
     match result {

@@ -3,8 +3,10 @@
 //! `24GiB`, `4M` tokens, `512K`: bytes take binary units (`KiB MiB GiB TiB`, and decimal `KB MB GB TB`), counts take
 //! decimal ones (`K M B`, powers of a thousand). Plain numbers are accepted everywhere.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -152,6 +154,14 @@ macro_rules! quantity_serde {
                     }
                 }
                 deserializer.deserialize_any(V)
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": ["integer", "string"], "minimum": 0, "description": $what })
             }
         }
     };

@@ -5,7 +5,8 @@
 //! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges, 16 writes what is no
 //! event; a
 //! `train.sequence_length` above `$SCRIPT_EDGE`, for each two layers of the model, runs out of memory; a step takes
-//! `$SCRIPT_STEP_MS` milliseconds. It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`.
+//! `$SCRIPT_STEP_MS` milliseconds. It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`. `$SCRIPT_SHIFT` is added to every
+//! loss, and `$SCRIPT_COMMIT` is the commit that `scripted_worker version` says it was built from.
 
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{Command, Inbox};
@@ -15,6 +16,11 @@ use std::time::Duration;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    let commit = std::env::var("SCRIPT_COMMIT").ok();
+    if arguments[1] == "version" {
+        let version = serde_json::json!({ "code_version": "script", "git_commit": commit });
+        return println!("{version}");
+    }
     assert_eq!(arguments[1], "run", "expected `run FOLDER`");
     let paths = RunPaths::new(&arguments[2]);
     let config = RunConfig::read(&paths.config()).unwrap();
@@ -30,7 +36,7 @@ fn main() {
         resumed_from_step,
         pid: std::process::id(),
         code_version: "script".into(),
-        git_commit: None,
+        git_commit: commit,
         git_dirty: None,
         host: "here".into(),
         device: "cpu".into(),
@@ -59,6 +65,7 @@ fn main() {
         });
     }
     let mut inbox = Inbox::new(&paths);
+    let shift: f64 = std::env::var("SCRIPT_SHIFT").map_or(0.0, |shift| shift.parse().unwrap());
     let steps = config.planned_steps();
     let tokens = |step: u64| step * config.tokens_per_step();
     let rung = number("FATHOM_STOP_AT_TOKENS");
@@ -68,7 +75,7 @@ fn main() {
     }
     for step in resumed_from_step + 1..=steps {
         std::thread::sleep(Duration::from_millis(number("SCRIPT_STEP_MS").unwrap_or(0)));
-        let loss = 5.0 / (step as f64 + train.seed as f64) + train.learning_rate;
+        let loss = 5.0 / (step as f64 + train.seed as f64) + train.learning_rate + shift;
         write(EventKind::Step {
             step,
             tokens: tokens(step),

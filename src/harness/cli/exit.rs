@@ -10,5 +10,9 @@ pub const RUNS_FAILED: u8 = 3;
 pub const MISSING: u8 = 4;
 /// `fathom db check` found something wrong: it says what, and the way out.
 pub const PROBLEMS: u8 = 8;
+/// `fathom reproduce`: some numbers are not the same bits, and all are within the tolerance.
+pub const WITHIN_TOLERANCE: u8 = 10;
+/// `fathom reproduce`: the run ended otherwise, or a number is further away than the tolerance.
+pub const DIFFERENT: u8 = 11;
 /// Stopped by Ctrl-C or SIGTERM: the same command goes on.
 pub const INTERRUPTED: u8 = 130;

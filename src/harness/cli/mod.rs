@@ -19,6 +19,7 @@ mod pp;
 pub mod progress;
 mod references;
 pub mod report;
+mod reproduce;
 pub mod runs;
 mod shell;
 pub mod sql;
@@ -57,6 +58,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Say what a run will take before it is started: memory by phase, arithmetic, time, and which wall is first
     Plan(plan::PlanArgs),
+    /// Run a run's configuration again, and say how far the numbers are apart
+    Reproduce(reproduce::ReproduceArgs),
     /// Write the report of a sweep
     Report(report::ReportArgs),
     /// List, show and compare runs
@@ -125,6 +128,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Sweep(command) => sweep::run(command),
         Command::Train(args) => train::run(&args, context),
         Command::Plan(args) => plan::run(&args),
+        Command::Reproduce(args) => reproduce::run(&args),
         Command::Report(args) => report::run(args).map(|()| exit::OK),
         Command::Runs(args) => runs::run(args).map(|()| exit::OK),
         Command::Control(args) => control::run(args).map(|()| exit::OK),

@@ -4,7 +4,9 @@ use super::construct::say;
 use super::context::{Context, Loaded};
 use super::exit;
 use super::progress::Progress;
-use super::sweep::{Settings, code, print_summary, repeatable, template_folders, watch_interrupts};
+use super::sweep::{
+    Settings, exit_code, print_summary, repeatable, template_folders, watch_interrupts,
+};
 use super::table::print;
 use crate::run::{find_worker, write_whole};
 use crate::store::{Status, Store};
@@ -123,12 +125,12 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
             export(&paths, &point, target)?;
             println!("model: {}", target.display());
         }
-        Some(target) if code(&summary) == exit::OK => {
+        Some(target) if exit_code(&summary) == exit::OK => {
             bail!("{}: nothing was exported: the run did not finish", target.display())
         }
         _ => {}
     }
-    Ok(code(&summary))
+    Ok(exit_code(&summary))
 }
 
 fn of_file(file: &Path, args: &TrainArgs, context: &Context) -> Result<Job> {

@@ -2,7 +2,9 @@
 
 use super::{nearest, yes};
 use regex::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -20,7 +22,7 @@ const DEFAULT_SHUFFLE_SEED: u64 = 42;
 /// In this order: the corpus is divided into `splits`, the files of a split into samples (`sample_by`), of these some are
 /// taken (`select`), each is cut (`truncate_at`) and tokenized, begun with BOS and ended with EOS, left out where it is too
 /// short or too long, and packed; at last the blocks are shuffled.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// A folder, a glob or a `.tgz` of text files; or the word `random`, for documents of random tokens, one a block: memory
@@ -74,7 +76,7 @@ pub struct DataSection {
 }
 
 /// What one document is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SampleBy {
     /// A file.
@@ -87,7 +89,7 @@ pub enum SampleBy {
 }
 
 /// How documents share blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// Documents back to back in their order, cut at block ends: every block but the last is full.
@@ -103,7 +105,7 @@ pub enum Packing {
 }
 
 /// How a document that is cut at a block's end goes on in another block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Continuation {
     /// As if there were no cut: blocks are filled to their last token, and the next piece has no BOS.
@@ -370,8 +372,18 @@ impl Serialize for DocumentRange {
     }
 }
 
+impl JsonSchema for DocumentRange {
+    fn schema_name() -> Cow<'static, str> {
+        "DocumentRange".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        WrittenRange::json_schema(generator)
+    }
+}
+
 /// The ways a range may be written.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a range of documents: `10%:80%`, a number, a share, or [first, end]"
@@ -382,7 +394,7 @@ enum WrittenRange {
     Both([WrittenBound; 2]),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum WrittenBound {
     Count(i64),

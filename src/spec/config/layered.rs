@@ -4,10 +4,11 @@
 //! device, and is a fact of the run. So a configuration that does not name them keeps its hash.
 
 use super::{Dtype, RunConfig, TrainSection};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What drives the forward and backward. When it is not written it is decided with the run's device, in `spec::plan`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// Ordinary autograd over the whole model.
@@ -19,7 +20,7 @@ pub enum Engine {
 }
 
 /// Over which gradients the norm is taken that `train.max_grad_norm` bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GradClipping {
     /// All of them, which have to be there together: a float32 gradient of every weight.
@@ -43,7 +44,18 @@ impl GradClipping {
 
 /// What of a layer's forward is done again in its backward; what is not was kept since the forward, beside the layer's input.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {

@@ -19,11 +19,12 @@ pub use rope::{RopeParameters, RopeType};
 
 use crate::units::{Bytes, Tokens};
 use anyhow::{Result, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use written::Written;
 
 /// The complete configuration of one run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     pub model: ModelSection,
@@ -38,7 +39,7 @@ pub struct RunConfig {
 }
 
 /// The model: a folder or file of weights, or a shape to initialise at random.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// A Hugging Face folder, a checkpoint of fathom, or a `.gguf` file. Relative paths start at the folder fathom is run in.
@@ -63,7 +64,7 @@ pub struct ModelSection {
     pub max_position_embeddings: Option<usize>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weights {
     #[default]
@@ -71,7 +72,7 @@ pub enum Weights {
     Random,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     #[default]
@@ -88,7 +89,7 @@ impl Dtype {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Attention {
     /// LibTorch's fused scaled-dot-product attention; which kernel it chose is a fact of the run.
@@ -98,7 +99,7 @@ pub enum Attention {
     Eager,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerSection {
     /// A folder, a `tokenizer.json`, a `.gguf` file, or the word `bytes`; the model's own when not given.
@@ -106,7 +107,7 @@ pub struct TokenizerSection {
     pub path: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
     /// Tokens a block.
@@ -197,7 +198,7 @@ pub struct TrainSection {
 ///
 /// In tokens, a decay ends with the budget. In steps, the curve goes by the number of steps done, and the end of the run may
 /// cut a decay off.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     #[serde(default, rename = "type")]
@@ -223,7 +224,7 @@ pub struct Schedule {
     pub min_learning_rate_ratio: Option<f64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleType {
     #[default]
@@ -234,7 +235,7 @@ pub enum ScheduleType {
 }
 
 /// The optimizer and its options. An option of another optimizer is an error.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
     #[serde(default, rename = "type")]
@@ -266,7 +267,7 @@ pub struct Optimizer {
 }
 
 /// What an optimizer's state is kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StateDtype {
     #[default]
@@ -276,7 +277,7 @@ pub enum StateDtype {
     Int8,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerType {
     #[default]
@@ -296,7 +297,7 @@ impl OptimizerType {
 }
 
 /// What is measured on held-out documents when training ends.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSection {
     #[serde(default = "default_split")]
@@ -332,7 +333,7 @@ impl Default for EvalSection {
 }
 
 /// Where and how to run. Only `memory_cap` and `probe_layers` are part of the run's identity.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -354,7 +355,7 @@ pub struct RunSection {
 }
 
 /// A device by name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum Device {
     /// The first CUDA device, or the CPU where there is none.
@@ -393,8 +394,8 @@ impl TryFrom<String> for Device {
 fn yes() -> bool {
     true
 }
-fn one<T: From<u8>>() -> T {
-    T::from(1)
+fn one() -> usize {
+    1
 }
 fn default_max_grad_norm() -> Option<f64> {
     Some(1.0)
@@ -502,6 +503,29 @@ impl RunConfig {
     ///
     /// Left out: `run.device`, `run.threads` (where it ran) and the paths themselves.
     pub fn identity(&self, digests: &Digests) -> RunIdentity {
+        let mut json = self.canonical(digests);
+        let run_hash = hash_canonical(&json);
+        json["train"]["seed"] = serde_json::Value::Null;
+        RunIdentity { run_hash, group_hash: hash_canonical(&json) }
+    }
+
+    /// What the identity is made of, flattened: every key path that is a part of it with its value, and under `model`,
+    /// `tokenizer` and `data` the digests of what they name. Two runs are one exactly when these are the same.
+    pub fn identity_parts(&self, digests: &Digests) -> Vec<(String, serde_json::Value)> {
+        let mut parts = Vec::new();
+        flatten_into(String::new(), &self.canonical(digests), &mut parts);
+        for (key, _) in &mut parts {
+            match key.as_str() {
+                "model.path" => *key = "model".into(),
+                "tokenizer.path" => *key = "tokenizer".into(),
+                "data.corpus" => *key = "data".into(),
+                _ => {}
+            }
+        }
+        parts
+    }
+
+    fn canonical(&self, digests: &Digests) -> serde_json::Value {
         let mut json = self.to_json();
         for (key, before) in CAME_LATER {
             let before: serde_json::Value = serde_json::from_str(before).expect("a line of JSON");
@@ -514,9 +538,7 @@ impl RunConfig {
         json["model"]["path"] = digests.model.clone().into();
         json["tokenizer"]["path"] = digests.tokenizer.clone().into();
         json["data"]["corpus"] = digests.data.clone().into();
-        let run_hash = hash_canonical(&json);
-        json["train"]["seed"] = serde_json::Value::Null;
-        RunIdentity { run_hash, group_hash: hash_canonical(&json) }
+        json
     }
 
     /// Tokens in one optimizer step, when every block is full.

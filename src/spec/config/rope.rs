@@ -1,9 +1,10 @@
 //! `RopeParameters`: which rotary position embedding, with Hugging Face's names. The formulas are in the engine's `model::rope`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Parameters of a rotary position embedding. Which of them a type reads is in [`RopeParameters::check`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RopeParameters {
     #[serde(default)]
@@ -43,7 +44,7 @@ pub struct RopeParameters {
     pub long_factor: Option<Vec<f64>>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RopeType {
     /// Su et al. (2021).

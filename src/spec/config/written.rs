@@ -72,7 +72,8 @@ impl Written {
     ///
     /// As [`Written::read`].
     pub fn parse(name: &str, text: &str) -> Result<Written> {
-        let mut builder = Builder { file: name.into(), anchors: HashMap::new() };
+        let mut builder =
+            Builder { file: name.into(), anchors: HashMap::new(), depth: 0, values: 0 };
         let mut events = Parser::new_from_str(text).map(|event| {
             event.map_err(|e| {
                 anyhow!(
@@ -153,6 +154,15 @@ impl Written {
             let Node::Map(entries) = &at.node else { return None };
             entries.iter().find(|e| e.key == key).map(|e| &e.value)
         })
+    }
+
+    /// How many values there are in all, this one and lists and mappings included.
+    fn count(&self) -> usize {
+        1 + match &self.node {
+            Node::List(items) => items.iter().map(Written::count).sum(),
+            Node::Map(entries) => entries.iter().map(|entry| entry.value.count()).sum(),
+            _ => 0,
+        }
     }
 
     /// Takes a top-level key out of a mapping.
@@ -346,10 +356,17 @@ fn load_chain(
     })
 }
 
+/// How deep lists and mappings may stand in one another, and how many values a file may have, aliases expanded: far above what
+/// people write, and far below what would exhaust the stack or memory.
+const MOST_DEPTH: usize = 100;
+const MOST_VALUES: usize = 1_000_000;
+
 /// Turns parser events into values.
 struct Builder {
     file: Arc<str>,
     anchors: HashMap<usize, Written>,
+    depth: usize,
+    values: usize,
 }
 
 impl Builder {
@@ -360,6 +377,11 @@ impl Builder {
         events: &mut impl Iterator<Item = Result<(Event<'a>, Span)>>,
     ) -> Result<Written> {
         let origin = self.origin(span);
+        self.grow(1, &origin)?;
+        if self.depth >= MOST_DEPTH {
+            bail!("{origin}: expected at most {MOST_DEPTH} lists and mappings in one another");
+        }
+        self.depth += 1;
         let (node, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 if let Some(tag) = tag.filter(|t| !t.is_yaml_core_schema()) {
@@ -380,11 +402,15 @@ impl Builder {
             }
             Event::MappingStart(anchor, _) => (Node::Map(self.mapping(&origin, events)?), anchor),
             Event::Alias(anchor) => {
-                let value = self.anchors.get(&anchor);
-                return value.cloned().ok_or_else(|| anyhow!("{origin}: unknown alias"));
+                let unknown = || anyhow!("{origin}: unknown alias");
+                let value = self.anchors.get(&anchor).cloned().ok_or_else(unknown)?;
+                self.grow(value.count(), &origin)?;
+                self.depth -= 1;
+                return Ok(value);
             }
             _ => bail!("{origin}: expected a value"),
         };
+        self.depth -= 1;
         let value = Written { node, origin };
         if anchor > 0 {
             self.anchors.insert(anchor, value.clone());
@@ -429,6 +455,14 @@ impl Builder {
             }
         }
         Ok(entries)
+    }
+
+    fn grow(&mut self, values: usize, origin: &Origin) -> Result<()> {
+        self.values += values;
+        if self.values > MOST_VALUES {
+            bail!("{origin}: expected at most {MOST_VALUES} values in a file, aliases expanded");
+        }
+        Ok(())
     }
 
     fn origin(&self, span: Span) -> Origin {
@@ -504,6 +538,24 @@ mod tests {
         );
         assert!(error("a: [1\nb: 2").starts_with("t.yaml:2:"), "{}", error("a: [1\nb: 2"));
         assert!(error("a: !x 1").contains("found the tag `!x`"), "{}", error("a: !x 1"));
+    }
+
+    /// Neither exhausts the stack or memory.
+    #[test]
+    fn files_that_nest_or_grow_without_end_are_refused() {
+        let deep = error(&format!("{}1{}", "[".repeat(150), "]".repeat(150)));
+        assert_eq!(deep, "t.yaml:1: expected at most 100 lists and mappings in one another");
+        for opening in ["[", "{a: ", "- ", "? "] {
+            let deep = error(&opening.repeat(100_000));
+            assert!(deep.starts_with("t.yaml:1:"), "{deep}");
+        }
+        let doubled = (1..40).map(|n| format!("a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1));
+        let bomb = format!("a0: &a0 [1]\n{}", doubled.collect::<String>());
+        let large = error(&bomb);
+        assert!(
+            large.ends_with("expected at most 1000000 values in a file, aliases expanded"),
+            "{large}"
+        );
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) fn lock(library: &Mutex<Library>) -> std::sync::MutexGuard<'_, Librar
 }
 
 /// A template variable from a plain value.
-pub(super) fn from_json(value: &Json) -> Value {
+pub fn from_json(value: &Json) -> Value {
     match value {
         Json::Null => Value::from(()),
         Json::Bool(b) => Value::from(*b),

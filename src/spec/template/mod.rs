@@ -34,6 +34,7 @@ mod syntax;
 mod to_yaml;
 mod tree;
 
+pub use environment::from_json;
 pub use error::{Error, Stage};
 pub use host::Host;
 

@@ -1,4 +1,7 @@
-//! `fathom sweep plan|run`.
+//! `fathom sweep plan|run`; `language` has what is done to sweep files alone, `why` what makes a point new.
+
+mod language;
+mod why;
 
 use super::course::{self, ContinueArgs, CourseArgs, PauseArgs};
 use super::exit;
@@ -7,16 +10,18 @@ use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
 use crate::run::find_worker;
-use crate::store::{Status, Store};
+use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{Driver, Ended, Summary, identify, refuse_same_run};
+use crate::sweep::code::{self, Code};
+use crate::sweep::drive::{Driver, Ended, Identified, Summary, identify, refuse_same_run};
 use crate::sweep::plan::{Bisect, Plan};
 use crate::sweep::search::Search;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
 use fathom_spec::config::written::Written;
 use fathom_spec::plan::{Place, Prediction};
+use fathom_spec::record::RunId;
 use fathom_spec::units::{Bytes, Tokens};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +37,25 @@ pub enum SweepCommand {
     Pause(PauseArgs),
     /// Let a paused sweep go on
     Continue(ContinueArgs),
+    /// Say what is wrong with sweep files, or how many points they have, without a store or a device
+    Check(language::CheckArgs),
+    /// Say what makes a point another run than all that are finished
+    Why(why::WhyArgs),
+    /// Print the JSON Schema of sweep files, for editors
+    Schema,
+    /// Print a sweep file of Weights & Biases as one of fathom, and what can't be carried over
+    Import(language::ImportArgs),
+}
+
+/// What is asked of the points beside what their file says.
+#[derive(Args)]
+struct PointArgs {
+    /// Bring every point to N seeds; what is finished is used
+    #[arg(long, value_name = "N")]
+    top_up_seeds: Option<usize>,
+    /// Refuse results that other code made than today's
+    #[arg(long)]
+    strict_code: bool,
 }
 
 /// Where everything is.
@@ -68,6 +92,8 @@ pub struct PlanArgs {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
+    points: PointArgs,
+    #[command(flatten)]
     machine: MachineArgs,
     #[arg(long, default_value = "table")]
     format: Format,
@@ -83,6 +109,8 @@ pub struct RunArgs {
     settings: Settings,
     #[command(flatten)]
     course: CourseArgs,
+    #[command(flatten)]
+    points: PointArgs,
     /// Make results of this kind again: out_of_memory, diverged
     #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = repeatable)]
     again: Vec<Status>,
@@ -120,15 +148,22 @@ pub fn run(command: SweepCommand) -> Result<u8> {
         SweepCommand::Run(args) => run_sweep(&args),
         SweepCommand::Pause(args) => course::pause(&args),
         SweepCommand::Continue(args) => course::go_on(&args),
+        SweepCommand::Check(args) => language::check(&args),
+        SweepCommand::Why(args) => why::run(&args),
+        SweepCommand::Schema => language::print_schema(),
+        SweepCommand::Import(args) => language::import(&args),
     }
 }
 
 fn plan(args: &PlanArgs) -> Result<u8> {
-    let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
+    if let Some(count) = args.points.top_up_seeds {
+        top_up_seeds(&mut plan, count, store.as_ref(), &mut identities)?;
+    }
     let columns = ["#", "point", "seed", "tokens", "run", "status"];
     let predicted = ["memory", "host memory", "FLOP a step", "seconds a step", "first wall"];
     let mut table = Table::new(&[&columns[..], &predicted].concat());
@@ -173,6 +208,9 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         table.rows.push(row);
     }
     refuse_same_run(&known)?;
+    if let Some(store) = &store {
+        check_code(store, &named(&known), args.points.strict_code)?;
+    }
     print!("{}", table.render(args.format));
     if args.format == Format::Table {
         match &plan.search {
@@ -181,6 +219,9 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                 course::print(&plan);
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
                 println!("{} points, {} tokens in all", points.len(), Tokens(total));
+                if plan.left_out > 0 {
+                    println!("{} left out by the constraints", plan.left_out);
+                }
             }
         }
     }
@@ -224,6 +265,55 @@ fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<(
     Ok(())
 }
 
+/// Brings every point to `count` seeds, of those that the store has finished first.
+fn top_up_seeds(
+    plan: &mut Plan,
+    count: usize,
+    store: Option<&Store>,
+    identities: &mut Identities,
+) -> Result<()> {
+    let runs = store.map(Store::runs).transpose()?.unwrap_or_default();
+    plan.top_up_seeds(count, |point| {
+        let point = identify(std::slice::from_ref(point), identities)?.remove(0);
+        let group = &point.identity.identity.group_hash;
+        let of_group = |run: &&Run| run.group_hash == *group && run.status.is_result();
+        Ok(runs.iter().filter(of_group).map(|run| run.seed).collect())
+    })
+}
+
+/// Says, or with `strict` refuses, that results of the points (label, seed, run) were made by other code than the worker's. The
+/// worker is asked only where there are results.
+fn check_code(store: &Store, points: &[(&str, u64, RunId)], strict: bool) -> Result<()> {
+    let mut any = false;
+    for (.., run_id) in points {
+        any |= store.status(run_id)?.is_some_and(Status::is_result);
+    }
+    if !any {
+        return Ok(());
+    }
+    let Some(today) = find_worker().ok().and_then(|worker| Code::of_worker(&worker)) else {
+        if strict {
+            bail!(
+                "--strict-code: expected a worker that says what it was built from, found one that does not\n  help: `PROGRAM \
+                 version` is to print {{\"code_version\": …, \"git_commit\": …, \"git_dirty\": …, \"git_diff\": …}}"
+            );
+        }
+        return Ok(());
+    };
+    let others = code::made_by_other(store, points.iter().cloned(), &today)?;
+    if strict {
+        code::refuse_other(&others, &today)?;
+    }
+    if let Some(note) = code::note(&others, &today) {
+        eprintln!("note: {note}");
+    }
+    Ok(())
+}
+
+fn named(points: &[Identified]) -> Vec<(&str, u64, RunId)> {
+    points.iter().map(|p| (p.point.label.as_str(), p.point.seed, p.run_id())).collect()
+}
+
 /// A sweep is known by its name: a second file of the same name takes the place of the first.
 fn warn_of_another_file(store: &Store, plan: &Plan) -> Result<()> {
     let known = store.sweeps()?.into_iter().find(|sweep| sweep.name == plan.name);
@@ -262,10 +352,17 @@ fn predicted_cells(prediction: &Prediction, format: Format) -> [Cell; 5] {
 }
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {
-    let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let worker = find_worker()?;
     let mut store = Store::open(&args.places.results)?;
+    let mut identities = Identities::default();
+    if let Some(count) = args.points.top_up_seeds {
+        top_up_seeds(&mut plan, count, Some(&store), &mut identities)?;
+    }
+    if args.points.strict_code {
+        check_code(&store, &named(&identify(&plan.foreseen()?, &mut identities)?), true)?;
+    }
     let labels = plan.foreseen()?;
     let progress = Progress::new(labels.iter().map(|p| p.label.len()).max().unwrap_or(8));
     let mut driver = Driver {
@@ -282,12 +379,16 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     warn_of_another_file(driver.store, &plan)?;
     let summary = driver.sweep(&plan)?;
     print_summary(&summary);
+    let points = store.points(&plan.name)?;
+    let points: Vec<_> =
+        points.iter().map(|p| (p.label.as_str(), p.seed, p.run_id.clone())).collect();
+    check_code(&store, &points, false)?;
     if !args.no_report {
         drop(store);
         let report = write_report(&args.places.results, &plan.name, &args.out)?;
         println!("report: {}", report.display());
     }
-    Ok(code(&summary))
+    Ok(exit_code(&summary))
 }
 
 /// A status that `--again` may name.
@@ -301,7 +402,7 @@ pub fn repeatable(text: &str) -> Result<Status, String> {
 }
 
 /// The exit code that a summary comes to.
-pub fn code(summary: &Summary) -> u8 {
+pub fn exit_code(summary: &Summary) -> u8 {
     match summary {
         _ if summary.interrupted => exit::INTERRUPTED,
         _ if summary.failures() > 0 => exit::RUNS_FAILED,

@@ -1,12 +1,27 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
+//!
+//! `axes` reads what is varied, `combine` makes the grid or the random draws of it, `rules` are what follows of a point's values
+//! (conditional settings, derived values, constraints), `points` resolves them. [`schema`] tells editors all of it, [`wandb`]
+//! brings the sweep files of Weights & Biases.
+
+mod axes;
+mod combine;
+mod points;
+mod rules;
+pub mod schema;
+pub mod wandb;
 
 use super::base::Base;
 use super::halving::Halving;
 use super::schedule::{self, FALLBACK, Schedule};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use axes::{Choice, Random, key_choice};
+use combine::Groups;
 use fathom_spec::config::written::{Entry, Node, Written};
 use fathom_spec::config::{RunConfig, nearest};
-use serde_json::{Map, Value, json};
+use points::{Made, refuse_duplicates, resolve};
+use rules::Rules;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Where the stored sweep has what `--set` laid over its file.
@@ -35,8 +50,12 @@ pub struct Plan {
     pub schedule: Schedule,
     /// What a project's templates make of the points otherwise than they were written, one line each.
     pub notes: Vec<String>,
+    /// Points of the grid, or draws, that do not satisfy the constraints.
+    pub left_out: usize,
     /// What all points share.
     base: Base,
+    /// What follows of a point's values.
+    rules: Rules,
     /// What makes each point; the probes of a case set their value beside it.
     choices: Vec<Vec<Choice>>,
 }
@@ -71,18 +90,27 @@ pub struct Bisect {
 /// The key that a probe sets.
 pub const PROBE_LAYERS: &str = "run.probe_layers";
 
-/// A named way to set some keys.
-#[derive(Debug, Clone)]
-struct Choice {
-    axis: String,
-    /// A variant's label, or the value itself.
-    shown: Value,
-    settings: Vec<(String, Written)>,
-}
-
-const KEYS: [&str; 11] = [
-    "name", "base", "set", "axes", "zip", "include", "exclude", "seeds", "search", "eval", "report",
+/// The keys of a sweep file.
+const KEYS: [&str; 15] = [
+    "name",
+    "base",
+    "set",
+    "axes",
+    "random",
+    "zip",
+    "include",
+    "exclude",
+    "when",
+    "derive",
+    "constraints",
+    "seeds",
+    "search",
+    "eval",
+    "report",
 ];
+
+/// The most points that a sweep may have: beyond, a mistake is likelier than a plan.
+const MOST_POINTS: usize = 10_000;
 
 impl Plan {
     /// Reads a sweep file. `search_path` is where base configurations are looked for, after the sweep file's own folder;
@@ -99,8 +127,22 @@ impl Plan {
         let text = std::fs::read_to_string(path).with_context(|| {
             format!("{}: expected a sweep file that can be read", path.display())
         })?;
+        Plan::parse(path, &text, search_path, overrides)
+    }
+
+    /// As [`Plan::read`], for a text that would stand at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::read`].
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        search_path: &[PathBuf],
+        overrides: &[(String, Written)],
+    ) -> Result<Plan> {
         let file = path.display().to_string();
-        let tree = Written::parse(&file, &text)?;
+        let tree = Written::parse(&file, text)?;
         for entry in tree.entries("the sweep file")? {
             known(entry, &[&KEYS[..], &schedule::KEYS].concat(), "the sweep file")?;
         }
@@ -112,17 +154,43 @@ impl Plan {
             bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
         }
         let base = Base::read(&tree, search_path, overrides)?;
-        let axes = axes(&tree)?;
+        let random = tree.get("random").map(Random::read).transpose()?;
+        let groups = Groups::read(&tree, axes::read(&tree, random.is_some())?)?;
+        let rules = Rules::read(&tree)?;
         let halving = Halving::read(&tree)?;
+        let schedule = Schedule::read(&tree)?;
         let search = tree.get("search").filter(|_| halving.is_none());
         let search = search.map(bisect).transpose()?;
-        let schedule = Schedule::read(&tree)?;
-        let choices = combine(&tree, axes)?;
+        rules.refuse_beside_search(search.as_ref())?;
+        rules.conditions().try_for_each(|condition| groups.check(condition, "when.if"))?;
+        let grid = if random.is_none() { groups.grid()? } else { Vec::new() };
+        let mut made = Made {
+            file: &file,
+            base: &base,
+            rules: &rules,
+            points: Vec::new(),
+            choices: Vec::new(),
+            left_out: 0,
+        };
+        for choices in grid {
+            made.add(choices)?;
+        }
+        if let Some(random) = &random {
+            made.draw(&groups, random)?;
+        }
+        for choices in groups.included()? {
+            made.add(choices)?;
+        }
+        let Made { points, choices, left_out, .. } = made;
+        if points.is_empty() {
+            bail!(
+                "{file}: constraints: expected a point that satisfies them, found none of {left_out} that does"
+            );
+        }
         refuse_beside_search(&tree, search.as_ref(), &choices)?;
         let swept = choices.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
-        refuse_override(&file, overrides, swept.chain(search.iter().map(|s| &s.parameter)))?;
-        let points: Vec<Point> =
-            choices.iter().map(|choices| resolve(&base, choices)).collect::<Result<_>>()?;
+        let swept = swept.chain(rules.keys()).chain(search.iter().map(|s| &s.parameter));
+        refuse_override(&file, overrides, swept)?;
         refuse_duplicates(&file, &points)?;
         if let Some(report) = tree.get("report") {
             check_report(report, &points)?;
@@ -132,7 +200,7 @@ impl Plan {
             let settings = overrides.iter().map(|(key, value)| (key.clone(), value.to_json()));
             spec[COMMAND_LINE] = Value::Object(settings.collect());
         }
-        let question = question(&text);
+        let question = question(text);
         let notes = Vec::new();
         let mut plan = Plan {
             name,
@@ -144,7 +212,9 @@ impl Plan {
             halving,
             schedule,
             notes,
+            left_out,
             base,
+            rules,
             choices,
         };
         plan.check_search()?;
@@ -165,7 +235,7 @@ impl Plan {
         let mut choices = self.choices[case].clone();
         choices.push(set(&search.parameter, value));
         choices.extend(search.probe_layers.filter(|_| !whole).map(|n| set(PROBE_LAYERS, n)));
-        resolve(&self.base, &choices)
+        resolve(&self.base, &self.rules, &choices)
     }
 
     /// What stands in for a point (by its place among the points) whose run ran out of memory: its `step`-th fallback.
@@ -181,7 +251,7 @@ impl Plan {
             shown: fallback.shown().into(),
             settings: fallback.settings.clone(),
         });
-        resolve(&self.base, &choices)
+        resolve(&self.base, &self.rules, &choices)
     }
 
     /// The points that can be named before anything has run: all of them; of a search, those of its cases that try `also`,
@@ -251,8 +321,9 @@ fn refuse_beside_search(
 /// The opening comment, its lines joined, up to a line that names a command.
 fn question(text: &str) -> Option<String> {
     let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
-    let lines: Vec<&str> =
-        lines.take_while(|line| !line.starts_with("fathom ")).filter(|l| !l.is_empty()).collect();
+    // An editor's line is no part of it.
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("yaml-language-server"));
+    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("fathom ")).collect();
     (!lines.is_empty()).then(|| lines.join(" "))
 }
 
@@ -342,268 +413,9 @@ fn check_report(report: &Written, points: &[Point]) -> Result<()> {
     bail!("{}: report.baseline: expected a point's label, found `{name}`{help}", baseline.origin)
 }
 
-/// Every axis with its choices, the seeds last.
-fn axes(tree: &Written) -> Result<Vec<Vec<Choice>>> {
-    let mut axes = Vec::new();
-    if let Some(written) = tree.get("axes") {
-        for entry in written.entries("axes")? {
-            let choices = axis(entry)?;
-            if choices.is_empty() {
-                bail!(
-                    "{}: axes.{}: expected at least one value, found none",
-                    entry.key_origin,
-                    entry.key
-                );
-            }
-            axes.push(choices);
-        }
-    }
-    if let Some(seeds) = tree.get("seeds") {
-        if axes.iter().any(|choices| choices[0].axis == SEED) {
-            bail!("{}: seeds: expected `seeds` or the axis `{SEED}`, found both", seeds.origin);
-        }
-        axes.push(seed_axis(seeds)?);
-    }
-    Ok(axes)
-}
-
-fn seed_axis(seeds: &Written) -> Result<Vec<Choice>> {
-    let values: Vec<Written> = match &seeds.node {
-        Node::Int(count) if *count > 0 => (0..*count)
-            .map(|seed| Written { node: Node::Int(seed), origin: seeds.origin.clone() })
-            .collect(),
-        Node::List(items) if !items.is_empty() => items.clone(),
-        _ => bail!(
-            "{}: seeds: expected a number of seeds or a list of them, found {}",
-            seeds.origin,
-            seeds.describe()
-        ),
-    };
-    Ok(values.into_iter().map(|value| key_choice(SEED, value)).collect())
-}
-
-fn axis(entry: &Entry) -> Result<Vec<Choice>> {
-    let (key, value) = (&entry.key, &entry.value);
-    match &value.node {
-        Node::List(items) => Ok(items.iter().map(|item| key_choice(key, item.clone())).collect()),
-        Node::Map(entries) if entries.iter().any(|e| e.key == "log" || e.key == "lin") => {
-            range(key, value)
-        }
-        Node::Map(entries) => entries
-            .iter()
-            .map(|variant| {
-                let settings = variant.value.entries(&format!("axes.{key}.{}", variant.key))?;
-                let settings = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
-                Ok(Choice { axis: key.clone(), shown: variant.key.clone().into(), settings })
-            })
-            .collect(),
-        _ => bail!(
-            "{}: axes.{key}: expected a list of values, a range (`log`, `lin`) or named variants, found {}",
-            value.origin,
-            value.describe()
-        ),
-    }
-}
-
-fn key_choice(key: &str, value: Written) -> Choice {
-    Choice {
-        axis: key.to_string(),
-        shown: value.to_json(),
-        settings: vec![(key.to_string(), value)],
-    }
-}
-
-/// `{log: [1e-5, 1e-3], count: 5}`: both ends included, evenly spaced by ratio (`log`) or by difference (`lin`).
-fn range(key: &str, value: &Written) -> Result<Vec<Choice>> {
-    let place = format!("axes.{key}");
-    for entry in value.entries(&place)? {
-        known(entry, &["log", "lin", "count"], &place)?;
-    }
-    let (log, ends) = match (value.get("log"), value.get("lin")) {
-        (Some(ends), None) => (true, ends),
-        (None, Some(ends)) => (false, ends),
-        _ => bail!("{}: {place}: expected `log` or `lin`, found both", value.origin),
-    };
-    let number = |w: &Written| match w.node {
-        Node::Int(n) => Ok(n as f64),
-        Node::Float(x) => Ok(x),
-        _ => Err(anyhow!("{}: {place}: expected a number, found {}", w.origin, w.describe())),
-    };
-    let ends = ends.items(&place)?.iter().map(number).collect::<Result<Vec<f64>>>()?;
-    let [low, high] = ends[..] else {
-        bail!("{}: {place}: expected two ends, found {}", value.origin, ends.len())
-    };
-    let count = match value.get("count").map(|c| &c.node) {
-        Some(Node::Int(count)) if *count >= 2 => *count as usize,
-        _ => bail!("{}: {place}.count: expected a whole number, 2 or more", value.origin),
-    };
-    if log && (low <= 0.0 || high <= 0.0) {
-        bail!("{}: {place}: expected ends above 0 for `log`, found {low} and {high}", value.origin);
-    }
-    let at = |i: usize| {
-        let t = i as f64 / (count - 1) as f64;
-        let x = if log {
-            (low.ln() * (1.0 - t) + high.ln() * t).exp()
-        } else {
-            low * (1.0 - t) + high * t
-        };
-        // Three significant digits: what a person would have written.
-        format!("{x:.2e}").parse::<f64>().expect("a printed number is a number")
-    };
-    let whole = low.fract() == 0.0 && high.fract() == 0.0 && !log;
-    Ok((0..count)
-        .map(|i| {
-            let node = if whole && at(i).fract() == 0.0 {
-                Node::Int(at(i) as i64)
-            } else {
-                Node::Float(at(i))
-            };
-            key_choice(key, Written { node, origin: value.origin.clone() })
-        })
-        .collect())
-}
-
-/// All combinations: axes multiply, zipped ones advance together, `exclude` takes away, `include` adds.
-fn combine(tree: &Written, axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Choice>>> {
-    let names: Vec<String> = axes.iter().map(|choices| choices[0].axis.clone()).collect();
-    let all: Vec<Choice> = axes.iter().flatten().cloned().collect();
-    let seeds: Vec<Choice> = all.iter().filter(|c| c.axis == SEED).cloned().collect();
-    let mut groups = zipped(tree, axes)?;
-    // The seed varies fastest.
-    if let Some(at) = groups.iter().position(|group| group[0].iter().any(|c| c.axis == SEED)) {
-        let seeds = groups.remove(at);
-        groups.push(seeds);
-    }
-    let mut combinations: Vec<Vec<Choice>> = vec![Vec::new()];
-    for group in groups {
-        combinations = combinations
-            .iter()
-            .flat_map(|before| {
-                group.iter().map(|choices| [before.clone(), choices.clone()].concat())
-            })
-            .collect();
-    }
-    if let Some(exclude) = tree.get("exclude") {
-        for pattern in exclude.items("exclude")? {
-            let entries = pattern.entries("exclude")?;
-            for entry in entries {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                known(entry, &names, "exclude")?;
-            }
-            let before = combinations.len();
-            combinations.retain(|choices| !entries.iter().all(|e| chosen(choices, e)));
-            if combinations.len() == before {
-                bail!(
-                    "{}: exclude: expected a pattern that some point matches, found none that does",
-                    pattern.origin
-                );
-            }
-        }
-    }
-    if let Some(include) = tree.get("include") {
-        for extra in include.items("include")? {
-            let entries = extra.entries("include")?;
-            let choices: Vec<Choice> =
-                entries.iter().map(|entry| included(entry, &all)).collect::<Result<_>>()?;
-            if seeds.is_empty() || choices.iter().any(|c| c.axis == SEED) {
-                combinations.push(choices);
-            } else {
-                combinations.extend(
-                    seeds.iter().map(|seed| [choices.clone(), vec![seed.clone()]].concat()),
-                );
-            }
-        }
-    }
-    Ok(combinations)
-}
-
-/// What an entry of `include` chooses: a named variant of an axis by its label, else a value of a key path.
-fn included(entry: &Entry, all: &[Choice]) -> Result<Choice> {
-    let shown = entry.value.to_json();
-    let axis: Vec<&Choice> = all.iter().filter(|c| c.axis == entry.key).collect();
-    if let Some(choice) = axis.iter().find(|c| c.shown == shown) {
-        return Ok((*choice).clone());
-    }
-    // An axis of named variants sets other keys than its own name.
-    let named = axis.iter().any(|c| !c.settings.iter().any(|(key, _)| *key == entry.key));
-    if !named {
-        return Ok(key_choice(&entry.key, entry.value.clone()));
-    }
-    let labels: Vec<String> = axis.iter().map(|c| plain(&c.shown)).collect();
-    let near = nearest(&plain(&shown), labels.iter().map(String::as_str));
-    let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
-    bail!(
-        "{}: include: expected a label of the axis `{}`, found {}\n  help: {near}its labels: {}",
-        entry.value.origin,
-        entry.key,
-        entry.value.describe(),
-        labels.join(", ")
-    )
-}
-
-fn chosen(choices: &[Choice], entry: &Entry) -> bool {
-    choices.iter().any(|c| c.axis == entry.key && c.shown == entry.value.to_json())
-}
-
-/// The axes as groups; a zipped group's choices are those of its axes side by side.
-fn zipped(tree: &Written, mut axes: Vec<Vec<Choice>>) -> Result<Vec<Vec<Vec<Choice>>>> {
-    let mut groups = Vec::new();
-    let Some(zip) = tree.get("zip") else {
-        return Ok(axes
-            .into_iter()
-            .map(|axis| axis.into_iter().map(|c| vec![c]).collect())
-            .collect());
-    };
-    let items = zip.items("zip")?;
-    // One group may be written without the outer list.
-    let lists: Vec<&Written> = if items.iter().all(|item| matches!(item.node, Node::List(_))) {
-        items.iter().collect()
-    } else {
-        vec![zip]
-    };
-    for list in lists {
-        let mut members: Vec<Vec<Choice>> = Vec::new();
-        for name in list.items("zip")? {
-            let text = name.text("zip")?;
-            let at = axes.iter().position(|axis| axis[0].axis == text).ok_or_else(|| {
-                let near = nearest(text, axes.iter().map(|axis| axis[0].axis.as_str()));
-                let help =
-                    near.map(|n| format!("\n  help: did you mean `{n}`?")).unwrap_or_default();
-                anyhow!("{}: zip: expected the name of an axis, found `{text}`{help}", name.origin)
-            })?;
-            members.push(axes.remove(at));
-        }
-        let count = members.first().map_or(0, Vec::len);
-        if let Some(other) = members.iter().find(|member| member.len() != count) {
-            bail!(
-                "{}: zip: expected axes of one length, found {count} values of `{}` and {} of `{}`",
-                list.origin,
-                members[0][0].axis,
-                other.len(),
-                other[0].axis
-            );
-        }
-        groups.push((0..count).map(|i| members.iter().map(|m| m[i].clone()).collect()).collect());
-    }
-    groups.extend(axes.into_iter().map(|axis| axis.into_iter().map(|c| vec![c]).collect()));
-    Ok(groups)
-}
-
-fn resolve(base: &Base, choices: &[Choice]) -> Result<Point> {
-    let settings = choices.iter().flat_map(|choice| {
-        choice.settings.iter().map(|(key, value)| (choice.axis.as_str(), key.as_str(), value))
-    });
-    let config = RunConfig::from_written(&base.with(settings)?)?;
-    let label: Vec<String> = choices
-        .iter()
-        .filter(|choice| choice.axis != SEED)
-        .map(|choice| format!("{}={}", short(&choice.axis), plain(&choice.shown)))
-        .collect();
-    let label = if label.is_empty() { "base".to_string() } else { label.join(" ") };
-    let mut settings: Map<String, Value> =
-        choices.iter().map(|choice| (choice.axis.clone(), choice.shown.clone())).collect();
-    settings.insert(SEED.to_string(), json!(config.train.seed));
-    Ok(Point { label, seed: config.train.seed, settings, config })
+/// Whether two values are one: `1` and `1.0` are.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
 }
 
 /// The last part of a key path.
@@ -625,20 +437,6 @@ fn plain(value: &Value) -> String {
         }
         other => other.to_string(),
     }
-}
-
-fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
-    for (index, point) in points.iter().enumerate() {
-        if let Some(twin) = points[..index].iter().find(|other| other.config == point.config) {
-            bail!(
-                "{file}: expected points that differ, found two that are the same run: `{}` and `{}`, seed {}",
-                twin.label,
-                point.label,
-                point.seed
-            );
-        }
-    }
-    Ok(())
 }
 
 fn bisect(search: &Written) -> Result<Bisect> {

@@ -1,0 +1,481 @@
+//! What a sweep varies: lists, ranges, distributions and named variants, each perhaps only where other axes have given values.
+
+use super::{MOST_POINTS, SEED, known, plain, same};
+use anyhow::{Result, anyhow, bail};
+use fathom_spec::config::nearest;
+use fathom_spec::config::written::{Entry, Node, Origin, Written};
+use serde_json::Value;
+
+/// A named way to set some keys.
+#[derive(Debug, Clone)]
+pub(super) struct Choice {
+    pub axis: String,
+    /// A variant's label, or the value itself.
+    pub shown: Value,
+    pub settings: Vec<(String, Written)>,
+}
+
+/// One axis of a sweep.
+#[derive(Debug, Clone)]
+pub(super) struct Axis {
+    pub name: String,
+    pub values: Values,
+    /// It is there only where all of these hold.
+    pub when: Vec<Condition>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Values {
+    Listed(Vec<Choice>),
+    /// Of a random sweep: a value for each draw.
+    Drawn(Distribution),
+}
+
+/// An axis that has to have one of some values.
+#[derive(Debug, Clone)]
+pub(super) struct Condition {
+    pub axis: String,
+    pub values: Vec<Value>,
+    pub origin: Origin,
+}
+
+/// `random: {count: 20, seed: 0}`.
+#[derive(Debug, Clone)]
+pub(super) struct Random {
+    pub count: usize,
+    pub seed: u64,
+    pub origin: Origin,
+}
+
+/// Numbers between two ends, which are included.
+#[derive(Debug, Clone)]
+pub(super) struct Distribution {
+    key: String,
+    scale: Scale,
+    low: f64,
+    high: f64,
+    multiple_of: Option<f64>,
+    origin: Origin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    /// Evenly by ratio.
+    Log,
+    /// Evenly by difference.
+    Lin,
+    /// Whole numbers, each as likely as another.
+    Int,
+}
+
+/// The keys that make a mapping the definition of an axis, and not its named variants.
+const DEFINING: [&str; 6] = ["log", "lin", "int", "values", "variants", "when"];
+
+impl Random {
+    pub(super) fn read(written: &Written) -> Result<Random> {
+        for entry in written.entries("random")? {
+            known(entry, &["count", "seed"], "random")?;
+        }
+        let whole = |key: &str, least: i64, most: i64| match written.get(key).map(|w| (&w.node, w))
+        {
+            Some((Node::Int(n), _)) if (least..=most).contains(n) => Ok(Some(*n as u64)),
+            Some((_, found)) => bail!(
+                "{}: random.{key}: expected a whole number from {least} to {most}, found {}",
+                found.origin,
+                found.describe()
+            ),
+            None => Ok(None),
+        };
+        let Some(count) = whole("count", 1, MOST_POINTS as i64)? else {
+            bail!("{}: random: expected the key `count`, found none", written.origin)
+        };
+        let seed = whole("seed", 0, i64::MAX)?.unwrap_or(0);
+        Ok(Random { count: count as usize, seed, origin: written.origin.clone() })
+    }
+}
+
+/// Every axis, the seeds last.
+pub(super) fn read(tree: &Written, random: bool) -> Result<Vec<Axis>> {
+    let mut axes = Vec::new();
+    if let Some(written) = tree.get("axes") {
+        for entry in written.entries("axes")? {
+            let axis = axis(entry, random)?;
+            if matches!(&axis.values, Values::Listed(choices) if choices.is_empty()) {
+                bail!(
+                    "{}: axes.{}: expected at least one value, found none",
+                    entry.key_origin,
+                    entry.key
+                );
+            }
+            axes.push(axis);
+        }
+    }
+    if let Some(seeds) = tree.get("seeds") {
+        if axes.iter().any(|axis| axis.name == SEED) {
+            bail!("{}: seeds: expected `seeds` or the axis `{SEED}`, found both", seeds.origin);
+        }
+        axes.push(listed(SEED, seed_axis(seeds)?));
+    }
+    Ok(axes)
+}
+
+fn seed_axis(seeds: &Written) -> Result<Vec<Choice>> {
+    let values: Vec<Written> = match &seeds.node {
+        Node::Int(count) if *count > 0 && *count <= MOST_POINTS as i64 => (0..*count)
+            .map(|seed| Written { node: Node::Int(seed), origin: seeds.origin.clone() })
+            .collect(),
+        Node::List(items) if !items.is_empty() => items.clone(),
+        _ => bail!(
+            "{}: seeds: expected a number of seeds or a list of them, found {}",
+            seeds.origin,
+            seeds.describe()
+        ),
+    };
+    Ok(values.into_iter().map(|value| key_choice(SEED, value)).collect())
+}
+
+fn listed(name: &str, choices: Vec<Choice>) -> Axis {
+    Axis { name: name.to_string(), values: Values::Listed(choices), when: Vec::new() }
+}
+
+pub(super) fn key_choice(key: &str, value: Written) -> Choice {
+    Choice {
+        axis: key.to_string(),
+        shown: value.to_json(),
+        settings: vec![(key.to_string(), value)],
+    }
+}
+
+fn axis(entry: &Entry, random: bool) -> Result<Axis> {
+    let (key, value) = (&entry.key, &entry.value);
+    match &value.node {
+        Node::List(items) => Ok(listed(key, values(key, items))),
+        Node::Map(entries) if entries.iter().any(|e| DEFINING.contains(&e.key.as_str())) => {
+            defined(key, value, random)
+        }
+        Node::Map(_) => Ok(listed(key, variants(key, value)?)),
+        _ => bail!(
+            "{}: axes.{key}: expected a list of values, a range (`log`, `lin`, `int`) or named variants, found {}",
+            value.origin,
+            value.describe()
+        ),
+    }
+}
+
+fn values(key: &str, items: &[Written]) -> Vec<Choice> {
+    items.iter().map(|item| key_choice(key, item.clone())).collect()
+}
+
+fn variants(key: &str, written: &Written) -> Result<Vec<Choice>> {
+    let variant = |variant: &Entry| {
+        let settings = variant.value.entries(&format!("axes.{key}.{}", variant.key))?;
+        let settings = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+        Ok(Choice { axis: key.to_string(), shown: variant.key.clone().into(), settings })
+    };
+    written.entries(&format!("axes.{key}"))?.iter().map(variant).collect()
+}
+
+/// An axis by the keys of its definition: one of `values`, `variants`, `log`, `lin` and `int`, and when it is there.
+fn defined(key: &str, written: &Written, random: bool) -> Result<Axis> {
+    let place = format!("axes.{key}");
+    let entries = written.entries(&place)?;
+    for entry in entries {
+        let keys = ["values", "variants", "log", "lin", "int", "count", "multiple_of", "when"];
+        known(entry, &keys, &place)?;
+    }
+    let kinds: Vec<&Entry> =
+        entries.iter().filter(|e| DEFINING.contains(&e.key.as_str()) && e.key != "when").collect();
+    let [kind] = kinds[..] else {
+        let found: Vec<String> = kinds.iter().map(|e| format!("`{}`", e.key)).collect();
+        let found = if found.is_empty() { "none".into() } else { found.join(" and ") };
+        bail!(
+            "{}: {place}: expected one of `values`, `variants`, `log`, `lin` and `int`, found {found}",
+            written.origin
+        );
+    };
+    let of_ranges = |key: &str| match written.get(key) {
+        Some(value) => bail!(
+            "{}: {place}.{key}: expected it beside `log`, `lin` or `int`, found it beside `{}`",
+            value.origin,
+            kind.key
+        ),
+        None => Ok(()),
+    };
+    let values = match kind.key.as_str() {
+        "values" => Values::Listed(values(key, kind.value.items(&format!("{place}.values"))?)),
+        "variants" => Values::Listed(variants(key, &kind.value)?),
+        scale => range(key, written, scale, &kind.value, random)?,
+    };
+    if ["values", "variants"].contains(&kind.key.as_str()) {
+        of_ranges("count")?;
+        of_ranges("multiple_of")?;
+    }
+    let when = written.get("when").map(|when| conditions(when, &format!("{place}.when")));
+    Ok(Axis { name: key.to_string(), values, when: when.transpose()?.unwrap_or_default() })
+}
+
+/// `{rope: yarn4}`, `{rope: [yarn2, yarn4], train.seed: 0}`.
+pub(super) fn conditions(written: &Written, place: &str) -> Result<Vec<Condition>> {
+    let condition = |entry: &Entry| {
+        let values = match &entry.value.node {
+            Node::List(items) => items.iter().map(Written::to_json).collect(),
+            _ => vec![entry.value.to_json()],
+        };
+        Condition { axis: entry.key.clone(), values, origin: entry.key_origin.clone() }
+    };
+    Ok(written.entries(place)?.iter().map(condition).collect())
+}
+
+impl Condition {
+    pub(super) fn holds(&self, choices: &[Choice]) -> bool {
+        let is = |choice: &Choice| self.values.iter().any(|value| same(value, &choice.shown));
+        choices.iter().any(|choice| choice.axis == self.axis && is(choice))
+    }
+
+    /// Refuses an axis that is not among `axes`, and a value that it never has (one without choices is drawn).
+    pub(super) fn check(&self, axes: &[(&str, Vec<&Choice>)], place: &str) -> Result<()> {
+        let Some((_, choices)) = axes.iter().find(|(name, _)| *name == self.axis) else {
+            let near = nearest(&self.axis, axes.iter().map(|(name, _)| *name));
+            let near = near.map(|near| format!("\n  help: did you mean `{near}`?"));
+            bail!(
+                "{}: {place}: expected an axis that stands before, found `{}`{}",
+                self.origin,
+                self.axis,
+                near.unwrap_or_default()
+            );
+        };
+        let never = |value: &&Value| {
+            !choices.is_empty() && !choices.iter().any(|choice| same(value, &choice.shown))
+        };
+        if let Some(value) = self.values.iter().find(never) {
+            let labels: Vec<String> = choices.iter().map(|choice| plain(&choice.shown)).collect();
+            bail!(
+                "{}: {place}: expected a value of the axis `{}`, found `{}`\n  help: its values: {}",
+                self.origin,
+                self.axis,
+                plain(value),
+                labels.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// `{log: [1e-5, 1e-3], count: 5}`: both ends included, evenly spaced by ratio (`log`) or by difference (`lin`). Without a
+/// count, `int` is every whole number, and the others are distributions to draw from.
+fn range(
+    key: &str,
+    written: &Written,
+    scale: &str,
+    ends: &Written,
+    random: bool,
+) -> Result<Values> {
+    let place = format!("axes.{key}");
+    let scale = match scale {
+        "log" => Scale::Log,
+        "lin" => Scale::Lin,
+        _ => Scale::Int,
+    };
+    let ends =
+        ends.items(&place)?.iter().map(|w| number(w, &place)).collect::<Result<Vec<f64>>>()?;
+    let [low, high] = ends[..] else {
+        bail!("{}: {place}: expected two ends, found {}", written.origin, ends.len())
+    };
+    if scale == Scale::Log && (low <= 0.0 || high <= 0.0) {
+        bail!(
+            "{}: {place}: expected ends above 0 for `log`, found {low} and {high}",
+            written.origin
+        );
+    }
+    let multiple_of = match written.get("multiple_of") {
+        Some(value) => Some(number(value, &format!("{place}.multiple_of"))?),
+        None => None,
+    };
+    let origin = written.origin.clone();
+    let range = Distribution { key: key.to_string(), scale, low, high, multiple_of, origin };
+    let count = match written.get("count").map(|c| (&c.node, c)) {
+        Some((Node::Int(count), _)) if (2..=MOST_POINTS as i64).contains(count) => {
+            Some(*count as usize)
+        }
+        Some((_, found)) => bail!(
+            "{}: {place}.count: expected a whole number, 2 or more, found {}",
+            found.origin,
+            found.describe()
+        ),
+        None => None,
+    };
+    match count {
+        Some(_) if scale == Scale::Int => bail!(
+            "{}: {place}.count: expected none beside `int`, which is every whole number\n  help: `multiple_of` makes them fewer",
+            range.origin
+        ),
+        Some(count) => Ok(Values::Listed(range.spaced(count)?)),
+        None if random => {
+            range.check()?;
+            Ok(Values::Drawn(range))
+        }
+        None if scale == Scale::Int => Ok(Values::Listed(range.every()?)),
+        None => bail!(
+            "{}: {place}.count: expected a whole number, 2 or more, found none\n  help: without a count it is a distribution, \
+             for `random: {{ count: 20 }}` to draw from",
+            range.origin
+        ),
+    }
+}
+
+fn number(written: &Written, place: &str) -> Result<f64> {
+    let found = match written.node {
+        Node::Int(n) => Some(n as f64),
+        Node::Float(x) => Some(x),
+        _ => None,
+    };
+    let found = found.filter(|x| x.is_finite());
+    let expected =
+        || anyhow!("{}: {place}: expected a number, found {}", written.origin, written.describe());
+    found.ok_or_else(expected)
+}
+
+impl Distribution {
+    /// Evenly spaced values, both ends included.
+    fn spaced(&self, count: usize) -> Result<Vec<Choice>> {
+        if self.multiple_of.is_some() {
+            self.check()?;
+        }
+        let whole = self.low.fract() == 0.0 && self.high.fract() == 0.0 && self.scale == Scale::Lin;
+        let mut choices: Vec<Choice> = Vec::new();
+        for index in 0..count {
+            let x = self.at(index as f64 / (count - 1) as f64);
+            let x = if self.multiple_of.is_some() { self.rounded(x) } else { three_digits(x) };
+            let choice = self.choice(x, whole || self.multiple_of.is_some());
+            // Neighbours may round to one multiple.
+            if choices.last().is_none_or(|last| last.shown != choice.shown) {
+                choices.push(choice);
+            }
+        }
+        Ok(choices)
+    }
+
+    /// Every whole number, or every multiple.
+    fn every(&self) -> Result<Vec<Choice>> {
+        self.check()?;
+        let count = self.multiples();
+        if count > MOST_POINTS as f64 {
+            bail!(
+                "{}: axes.{}: expected at most {MOST_POINTS} values, found {count}",
+                self.origin,
+                self.key
+            );
+        }
+        Ok((0..count as u64).map(|n| self.choice(self.multiple(n as f64), true)).collect())
+    }
+
+    /// The value at `u`, from 0 up to but without 1.
+    pub(super) fn draw(&self, u: f64) -> Choice {
+        match (self.scale, self.multiple_of) {
+            (Scale::Int, _) => {
+                let last = self.multiples() - 1.0;
+                self.choice(self.multiple((u * (last + 1.0)).floor().min(last)), true)
+            }
+            (_, Some(_)) => self.choice(self.rounded(self.at(u)), true),
+            (_, None) => {
+                let x = self.short(self.at(u));
+                self.choice(x.clamp(self.low, self.high), false)
+            }
+        }
+    }
+
+    /// As few digits as a person would write, and enough to tell a thousand values of the range apart.
+    fn short(&self, x: f64) -> f64 {
+        if self.scale == Scale::Log && self.high > 2.0 * self.low {
+            return three_digits(x);
+        }
+        let decimals = 3.0 - (self.high - self.low).log10().floor();
+        let decimals = decimals.clamp(0.0, 300.0) as usize;
+        format!("{x:.decimals$}").parse().expect("a printed number is a number")
+    }
+
+    fn at(&self, t: f64) -> f64 {
+        let (low, high) = (self.low, self.high);
+        match self.scale {
+            Scale::Log => (low.ln() * (1.0 - t) + high.ln() * t).exp(),
+            Scale::Lin | Scale::Int => low * (1.0 - t) + high * t,
+        }
+    }
+
+    /// Refuses what nothing can be drawn from.
+    fn check(&self) -> Result<()> {
+        let place = format!("{}: axes.{}", self.origin, self.key);
+        if self.low >= self.high {
+            bail!(
+                "{place}: expected the lower end before the higher one, found {} and {}",
+                self.low,
+                self.high
+            );
+        }
+        if self.scale == Scale::Int
+            && [self.low, self.high, self.step()].iter().any(|x| x.fract() != 0.0 || x.abs() > 9e15)
+        {
+            bail!(
+                "{place}: expected whole numbers beside `int`, found {} and {}",
+                self.low,
+                self.high
+            );
+        }
+        if self.step() <= 0.0 {
+            bail!("{place}.multiple_of: expected more than 0, found {}", self.step());
+        }
+        if !(1.0..1e16).contains(&self.multiples())
+            && (self.scale == Scale::Int || self.multiple_of.is_some())
+        {
+            bail!(
+                "{place}.multiple_of: expected some multiples of {} from {} to {}, found {}",
+                self.step(),
+                self.low,
+                self.high,
+                if self.multiples() < 1.0 { "none" } else { "too many" }
+            );
+        }
+        Ok(())
+    }
+
+    fn step(&self) -> f64 {
+        self.multiple_of.unwrap_or(1.0)
+    }
+
+    fn first(&self) -> f64 {
+        (self.low / self.step()).ceil()
+    }
+
+    fn last(&self) -> f64 {
+        (self.high / self.step()).floor()
+    }
+
+    /// How many multiples of the step lie between the ends.
+    fn multiples(&self) -> f64 {
+        self.last() - self.first() + 1.0
+    }
+
+    /// The `n`-th of them.
+    fn multiple(&self, n: f64) -> f64 {
+        (self.first() + n) * self.step()
+    }
+
+    fn rounded(&self, x: f64) -> f64 {
+        (x / self.step()).round().clamp(self.first(), self.last()) * self.step()
+    }
+
+    fn choice(&self, x: f64, maybe_whole: bool) -> Choice {
+        // 3 * 0.05 is not 0.15 until it is written with fewer digits than it has.
+        let x: f64 = format!("{x:.12e}").parse().expect("a printed number is a number");
+        let node = match maybe_whole && x.fract() == 0.0 && x.abs() < 9e15 {
+            true => Node::Int(x as i64),
+            false => Node::Float(x),
+        };
+        key_choice(&self.key, Written { node, origin: self.origin.clone() })
+    }
+}
+
+/// Three significant digits: what a person would have written.
+fn three_digits(x: f64) -> f64 {
+    format!("{x:.2e}").parse().expect("a printed number is a number")
+}

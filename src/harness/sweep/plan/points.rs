@@ -1,0 +1,163 @@
+//! Points as they are made of choices: resolved, held to the constraints, told apart, and brought to more seeds.
+
+use super::axes::{Choice, Random, key_choice};
+use super::combine::{Draw, Groups};
+use super::rules::Rules;
+use super::{COMMAND_LINE, MOST_POINTS, Plan, Point, SEED, plain, short};
+use crate::sweep::base::Base;
+use anyhow::{Result, bail};
+use fathom_spec::config::RunConfig;
+use fathom_spec::config::written::Written;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeSet, HashMap};
+
+/// The points that come of a sweep's choices, as they are made.
+pub(super) struct Made<'a> {
+    pub file: &'a str,
+    pub base: &'a Base,
+    pub rules: &'a Rules,
+    pub points: Vec<Point>,
+    pub choices: Vec<Vec<Choice>>,
+    pub left_out: usize,
+}
+
+impl Made<'_> {
+    pub(super) fn add(&mut self, choices: Vec<Choice>) -> Result<()> {
+        if self.points.len() == MOST_POINTS {
+            bail!("{}: expected at most {MOST_POINTS} points, found more", self.file);
+        }
+        let point = resolve(self.base, self.rules, &choices)?;
+        if self.rules.satisfied_by(&point, &choices)? {
+            self.points.push(point);
+            self.choices.push(choices);
+        } else {
+            self.left_out += 1;
+        }
+        Ok(())
+    }
+
+    /// Draws until there are as many points as are asked for. Draw `n` is the same however many are asked for, so a larger
+    /// `count` adds to the points that were there.
+    pub(super) fn draw(&mut self, groups: &Groups, random: &Random) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        let mut kept = 0;
+        let most = 20 * random.count as u64 + 1000;
+        for index in 0..most {
+            if kept == random.count {
+                return Ok(());
+            }
+            let Draw::Made(choices) = groups.draw(random.seed, index) else { continue };
+            let of_draw = groups.with_seeds(&choices);
+            let first = resolve(self.base, self.rules, &of_draw[0])?;
+            if !seen.insert(first.config.to_json().to_string()) {
+                continue;
+            }
+            let before = self.points.len();
+            for choices in of_draw {
+                self.add(choices)?;
+            }
+            kept += usize::from(self.points.len() > before);
+        }
+        if kept < random.count {
+            bail!(
+                "{}: random.count: expected {} points that differ, found {kept} in {most} draws ({} left out by the \
+                 constraints)\n  help: lower `count`, or give the axes more values",
+                random.origin,
+                random.count,
+                self.left_out
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The point of some choices.
+pub(super) fn resolve(base: &Base, rules: &Rules, choices: &[Choice]) -> Result<Point> {
+    let config = RunConfig::from_written(&rules.written(base, choices)?)?;
+    let label: Vec<String> = choices
+        .iter()
+        .filter(|choice| choice.axis != SEED)
+        .map(|choice| format!("{}={}", short(&choice.axis), plain(&choice.shown)))
+        .collect();
+    let label = if label.is_empty() { "base".to_string() } else { label.join(" ") };
+    let mut settings: Map<String, Value> =
+        choices.iter().map(|choice| (choice.axis.clone(), choice.shown.clone())).collect();
+    settings.insert(SEED.to_string(), json!(config.train.seed));
+    Ok(Point { label, seed: config.train.seed, settings, config })
+}
+
+/// Refuses two points that are one run.
+pub(super) fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
+    let mut known: HashMap<String, &Point> = HashMap::new();
+    for point in points {
+        if let Some(twin) = known.insert(point.config.to_json().to_string(), point) {
+            bail!(
+                "{file}: expected points that differ, found two that are the same run: `{}` and `{}`, seed {}",
+                twin.label,
+                point.label,
+                point.seed
+            );
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// Brings every point to `count` seeds. A point's further seeds are those that other points of the sweep have (so that
+    /// they can be compared in pairs), then those that `known` says are done, then the lowest that are free.
+    ///
+    /// # Errors
+    ///
+    /// When the sweep is a search; as [`Plan::read`] for the new points; and what `known` says.
+    pub fn top_up_seeds(
+        &mut self,
+        count: usize,
+        mut known: impl FnMut(&Point) -> Result<Vec<u64>>,
+    ) -> Result<()> {
+        if self.search.is_some() {
+            bail!(
+                "--top-up-seeds: expected a sweep without a search, found one\n  help: a search tries each value once"
+            );
+        }
+        if count > MOST_POINTS {
+            bail!("--top-up-seeds: expected at most {MOST_POINTS}, found {count}");
+        }
+        let mut of_sweep: Vec<u64> = self.points.iter().map(|point| point.seed).collect();
+        of_sweep.sort_unstable();
+        of_sweep.dedup();
+        let mut seen: Vec<(Vec<Choice>, usize, Vec<u64>)> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for (at, point) in self.points.iter().enumerate() {
+            let mut without_seed = point.settings.clone();
+            without_seed.shift_remove(SEED);
+            let of_group = Value::Object(without_seed).to_string();
+            let place = *places.entry(of_group).or_insert(seen.len());
+            if place == seen.len() {
+                let own = self.choices[at].iter().filter(|choice| choice.axis != SEED);
+                seen.push((own.cloned().collect(), at, Vec::new()));
+            }
+            seen[place].2.push(point.seed);
+        }
+        let (mut points, mut choices) = (Vec::new(), Vec::new());
+        for (own, at, mut seeds) in seen {
+            let candidates = of_sweep.iter().copied().chain(known(&self.points[at])?).chain(0..);
+            for seed in candidates {
+                if seeds.len() >= count {
+                    break;
+                }
+                if !seeds.contains(&seed) {
+                    seeds.push(seed);
+                }
+            }
+            for seed in seeds {
+                let value = Written::from_json("--top-up-seeds", &seed.into());
+                let with = [own.clone(), vec![key_choice(SEED, value)]].concat();
+                points.push(resolve(&self.base, &self.rules, &with)?);
+                choices.push(with);
+            }
+        }
+        (self.points, self.choices) = (points, choices);
+        self.spec[COMMAND_LINE]["top_up_seeds"] = count.into();
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! The commands on sweep files and their runs, with the worker without tensors: check, why, more seeds, strict code, reproduce.
+
+use fathom::store::Store;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+struct Project {
+    dir: tempfile::TempDir,
+}
+
+impl Project {
+    fn new(sweep: &str) -> Project {
+        let project = Project { dir: tempfile::tempdir().unwrap() };
+        std::fs::write(project.path("base.yaml"), super::BASE).unwrap();
+        project.sweep(sweep);
+        project
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn sweep(&self, text: &str) {
+        std::fs::write(self.path("s.yaml"), format!("base: base.yaml\n{text}")).unwrap();
+    }
+
+    fn fathom(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("fathom"));
+        command.current_dir(self.dir.path()).env("FATHOM_ENGINE", scripted());
+        command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// What it prints, stdout then stderr; it has to exit with `code`.
+    #[track_caller]
+    fn said(&self, code: i32, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+        let output = self.fathom(arguments, variables);
+        let text =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        text
+    }
+
+    /// Status and seed of each point of the last plan.
+    fn points(&self) -> Vec<String> {
+        let store = Store::open_read_only(&self.path("results")).unwrap();
+        let query = "SELECT label, seed, status FROM v_runs WHERE sweep = 's' ORDER BY position";
+        let table = fathom::cli::sql::answer(&store, query).unwrap();
+        let text = table.render(fathom::cli::table::Format::Csv);
+        text.lines().skip(1).map(str::to_string).collect()
+    }
+
+    fn a_run(&self) -> String {
+        let store = Store::open_read_only(&self.path("results")).unwrap();
+        store.runs().unwrap().remove(0).run_id.0
+    }
+}
+
+/// `target/…/examples/scripted_worker`.
+fn scripted() -> PathBuf {
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    let path = profile.join("examples/scripted_worker");
+    assert!(
+        path.is_file(),
+        "{}: `cargo build --release --workspace --bins --examples` makes it",
+        path.display()
+    );
+    path
+}
+
+const RUN: [&str; 4] = ["sweep", "run", "s.yaml", "--no-report"];
+
+#[test]
+fn check_says_how_many_points_or_every_mistake() {
+    let project = Project::new(
+        "axes: { train.learning_rate: [0.1, 0.2] }\nconstraints: train.learning_rate < 0.2\nseeds: 3\n",
+    );
+    let said = project.said(0, &["sweep", "check", "s.yaml"], &[]);
+    assert_eq!(said, "s.yaml: 3 points, 3 left out by the constraints\n");
+    std::fs::write(project.path("wrong.yaml"), "axis: 1\n").unwrap();
+    std::fs::write(project.path("worse.yaml"), "axes: [\n").unwrap();
+    let said = project.said(1, &["sweep", "check", "wrong.yaml", "s.yaml", "worse.yaml"], &[]);
+    assert!(said.contains("s.yaml: 3 points"), "{said}");
+    assert!(said.contains("error: wrong.yaml:1: the sweep file: expected a known key"), "{said}");
+    assert!(said.contains("error: worse.yaml:"), "{said}");
+    assert!(!project.path("results").exists(), "a check leaves nothing behind");
+}
+
+#[test]
+fn the_schema_and_an_import_are_printed() {
+    let project = Project::new("");
+    let schema: serde_json::Value =
+        serde_json::from_str(&project.said(0, &["sweep", "schema"], &[])).unwrap();
+    assert_eq!(schema["title"], "A sweep file of fathom");
+    std::fs::write(project.path("w.yaml"), "method: grid\nparameters: { lr: { values: [0.1] } }\n")
+        .unwrap();
+    let said = project.said(0, &["sweep", "import", "w.yaml"], &[]);
+    assert!(
+        said.contains("train.learning_rate:")
+            && said.contains("note: lr is taken for train.learning_rate"),
+        "{said}"
+    );
+}
+
+#[test]
+fn why_names_the_keys_that_make_a_point_new() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    let said = project.said(0, &["sweep", "why", "s.yaml", "0"], &[]);
+    assert!(said.contains("nothing in the store is finished"), "{said}");
+    project.said(0, &RUN, &[]);
+    let said = project.said(0, &["sweep", "why", "s.yaml", "learning_rate=0.1"], &[]);
+    assert!(said.ends_with(": done: finished, nothing has to be run\n"), "{said}");
+    assert_eq!(project.said(0, &["sweep", "why", "s.yaml"], &[]), "2 points, 2 done\n");
+
+    project.sweep("axes: { train.learning_rate: [0.1, 0.3] }\nset: { train.max_grad_norm: 2 }\n");
+    let said = project.said(0, &["sweep", "why", "s.yaml", "learning_rate=0.1"], &[]);
+    assert!(said.contains("not in the store; the nearest finished run is"), "{said}");
+    assert!(said.contains("(s: learning_rate=0.1, seed 0)"), "{said}");
+    let rows: Vec<Vec<&str>> =
+        said.lines().skip(2).map(|l| l.split_whitespace().collect()).collect();
+    assert!(rows.contains(&vec!["train.max_grad_norm", "2.0", "1.0"]), "{said}");
+    assert!(!said.contains("train.learning_rate"), "{said}");
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert!(said.ends_with("2 points, 0 done\n") && said.contains("train.learning_rate"), "{said}");
+
+    // Another tokenizer is told by its digest.
+    project.sweep(
+        "axes: { train.learning_rate: [0.1] }\nset: { model.config.num_hidden_layers: 3 }\n",
+    );
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert!(said.contains("model.config.num_hidden_layers") && said.contains("model  "), "{said}");
+    let said = project.said(1, &["sweep", "why", "s.yaml", "learning_rate=0.15"], &[]);
+    assert!(
+        said.contains("found `learning_rate=0.15`\n  help: did you mean `learning_rate=0.1`?"),
+        "{said}"
+    );
+}
+
+#[test]
+fn every_point_is_brought_to_so_many_seeds() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nseeds: [0, 5]\n");
+    project.said(0, &RUN, &[]);
+    // A seed that was made for another sweep is used before one that is new.
+    std::fs::write(
+        project.path("t.yaml"),
+        "base: base.yaml\nset: { train.learning_rate: 0.1, train.seed: 7 }\n",
+    )
+    .unwrap();
+    project.said(0, &["sweep", "run", "t.yaml", "--no-report"], &[]);
+    let said =
+        project.said(0, &["sweep", "run", "s.yaml", "--no-report", "--top-up-seeds", "3"], &[]);
+    assert!(said.contains("runs: 1 finished, 5 done before\n"), "{said}");
+    assert_eq!(
+        project.points(),
+        [
+            "learning_rate=0.1,0,finished",
+            "learning_rate=0.1,5,finished",
+            "learning_rate=0.1,7,finished",
+            "learning_rate=0.2,0,finished",
+            "learning_rate=0.2,5,finished",
+            "learning_rate=0.2,1,finished",
+        ]
+    );
+    let said = project.said(
+        0,
+        &["sweep", "plan", "s.yaml", "--top-up-seeds", "4", "--format", "csv"],
+        &[],
+    );
+    assert_eq!(said.matches(",finished,").count(), 6, "{said}");
+    assert_eq!(said.matches(",missing,").count(), 2, "{said}");
+    // A point that has more keeps them.
+    let said =
+        project.said(0, &["sweep", "run", "s.yaml", "--no-report", "--top-up-seeds", "1"], &[]);
+    assert!(said.contains("runs: 4 done before\n"), "{said}");
+    project.sweep("search: { bisect: { parameter: train.sequence_length, low: 8, high: 16 } }\n");
+    let said = project.said(1, &["sweep", "run", "s.yaml", "--top-up-seeds", "3"], &[]);
+    assert!(said.contains("--top-up-seeds: expected a sweep without a search"), "{said}");
+}
+
+#[test]
+fn results_of_other_code_are_reported_and_refused_if_asked() {
+    let project = Project::new("axes: { train.learning_rate: [0.1] }\nseeds: 2\n");
+    let old = [("SCRIPT_COMMIT", "0123456789abcdef")];
+    let new = [("SCRIPT_COMMIT", "fedcba9876543210")];
+    let said = project.said(0, &[&RUN[..], &["--strict-code"]].concat(), &old);
+    assert!(said.contains("runs: 2 finished") && !said.contains("other code"), "{said}");
+    let said = project.said(0, &[&RUN[..], &["--strict-code"]].concat(), &old);
+    assert!(said.contains("runs: 2 done before") && !said.contains("other code"), "{said}");
+
+    project.sweep("axes: { train.learning_rate: [0.1] }\nseeds: 3\n");
+    let said = project.said(1, &[&RUN[..], &["--strict-code"]].concat(), &new);
+    assert!(
+        said.contains("--strict-code: expected results of today's code (script at fedcba987654), found 2 that other code made"),
+        "{said}"
+    );
+    assert!(
+        said.contains("learning_rate=0.1, seed 0 (") && said.contains("script at 0123456789ab"),
+        "{said}"
+    );
+    assert_eq!(project.points().len(), 2, "nothing was run");
+    let said = project.said(0, &RUN, &new);
+    assert!(said.contains("runs: 1 finished, 2 done before"), "{said}");
+    assert!(
+        said.contains("note: 2 of the results were made by other code (script at 0123456789ab)"),
+        "{said}"
+    );
+    let said = project.said(0, &["sweep", "plan", "s.yaml"], &new);
+    assert!(said.contains("note: 2 of the results were made by other code"), "{said}");
+}
+
+#[test]
+fn a_reproduction_is_equal_near_or_different() {
+    let project = Project::new("set: { train.learning_rate: 0.25, eval.context_lengths: [8] }\n");
+    project.said(0, &RUN, &[]);
+    let run = project.a_run();
+    let again = |variables: &[(&str, &str)], code: i32| {
+        project.said(code, &["reproduce", &run[..6]], variables)
+    };
+    let said = again(&[], 0);
+    assert!(said.contains("every number has the same bits"), "{said}");
+    assert!(said.contains("loss by step") && said.contains("nll (prefix, 8 tokens)"), "{said}");
+    assert!(said.contains("ended: finished, then finished"), "{said}");
+    assert!(project.path(&format!("results/reproduced/{run}-1/fathom.db")).is_file());
+
+    let said = again(&[("SCRIPT_SHIFT", "0.0009765625")], 10);
+    assert!(said.contains("the same within 0.001 nats a token"), "{said}");
+    let said = again(&[("SCRIPT_SHIFT", "0.5"), ("SCRIPT_COMMIT", "0123456789abcdef")], 11);
+    assert!(
+        said.contains("different by more than 0.001")
+            && said.contains("code: script, then script at 0123456789ab"),
+        "{said}"
+    );
+    // Out of memory where it finished before is a difference, whatever the numbers.
+    again(&[("SCRIPT_EDGE", "8")], 11);
+    assert_eq!(project.points().len(), 1, "the run and its store are as they were");
+
+    let said = project.said(0, &["reproduce", &run, "--into", "elsewhere"], &[]);
+    assert!(said.contains(&format!("run {run} again, in elsewhere")), "{said}");
+    let said = project.said(1, &["reproduce", &run, "--into", "results"], &[]);
+    assert!(said.contains("expected another folder than the run's own results"), "{said}");
+    project.said(1, &["reproduce", "ffff"], &[]);
+}
+
+#[test]
+fn what_can_not_be_reproduced_is_said() {
+    let corpus = |project: &Project, text: &str| {
+        std::fs::create_dir_all(project.path("corpus")).unwrap();
+        std::fs::write(project.path("corpus/a.txt"), text).unwrap();
+    };
+    let project = Project::new("set: { data.corpus: corpus, train.learning_rate: 0.25 }\n");
+    corpus(&project, "one story and a second");
+    project.said(0, &RUN, &[]);
+    let run = project.a_run();
+    corpus(&project, "another story");
+    let said = project.said(1, &["reproduce", &run], &[]);
+    assert!(
+        said.contains(
+            "expected what it was made from, found other contents of data.corpus\n  help:"
+        ),
+        "{said}"
+    );
+    project.sweep("set: { data.corpus: corpus, train.learning_rate: 13 }\n");
+    project.said(3, &RUN, &[]);
+    let store = Store::open_read_only(Path::new(&project.path("results"))).unwrap();
+    let failed = store.runs().unwrap().into_iter().find(|r| r.run_id.0 != run).unwrap().run_id;
+    let said = project.said(1, &["reproduce", &failed.0], &[]);
+    assert!(said.contains("expected a run with a result, found one that is failed"), "{said}");
+}
