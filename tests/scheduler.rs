@@ -9,7 +9,7 @@ use fathom_spec::record::{EventKind, RunPaths, read_events};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use sweep_project::{
-    Project, exits, killed_until_done, scripted, text, uninterrupted, until, workers,
+    Project, engine, exits, killed_until_done, scripted, text, uninterrupted, until, workers,
 };
 
 fn python() -> PathBuf {
@@ -91,6 +91,30 @@ fn halving_brings_only_the_best_to_their_end() {
     no_step_was_made_twice(&side_by_side);
 }
 
+/// The engine stops at the very rung, evaluates and saves there, and goes on with the losses of a run that never stopped.
+#[test]
+fn a_run_that_climbs_rungs_has_the_losses_of_one_that_did_not_stop() {
+    let axes = "axes: { train.learning_rate: [1e-4, 0.02] }\n";
+    let ladder = format!("{axes}search: {{ halving: {{ rungs: [320, 640], keep: 1/2 }} }}\n");
+    let losses = |file: &str| {
+        let project = Project::new();
+        project.sweep(file);
+        exits(&project.run(&engine()), 0);
+        let rows = "SELECT m.step, m.value FROM v_metrics m JOIN v_runs r USING (run_id)
+                    WHERE r.label = 'learning_rate=0.02' AND m.key = 'loss' ORDER BY m.step";
+        (
+            ask(&project, rows),
+            ask(&project, "SELECT label, status, tokens FROM v_runs ORDER BY position"),
+        )
+    };
+    let (climbed, points) = losses(&ladder);
+    assert_eq!(points[0], "learning_rate=1e-4,stopped,320");
+    assert!(points[1].starts_with("learning_rate=0.02,finished,"), "{points:?}");
+    let (straight, _) = losses(axes);
+    assert!(climbed.len() >= 20, "{climbed:?}");
+    assert_eq!(climbed, straight);
+}
+
 /// How many kills a test makes at least: `FATHOM_KILLS` asks for more.
 fn kills_to_make(default: usize) -> usize {
     std::env::var("FATHOM_KILLS").map_or(default, |text| text.parse().unwrap())
@@ -101,19 +125,39 @@ fn kills_to_make(default: usize) -> usize {
 #[test]
 fn kills_at_any_moment_lose_nothing() {
     let grid = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\nseeds: 2\n";
-    let least = kills_to_make(8);
-    for (file, jobs) in [(grid, "2"), (LADDER, "1")] {
-        let expected = uninterrupted(&scripted(), file);
-        let (mut kills, mut seed) = (0, 100);
-        while kills < least {
-            let project = Project::new();
-            project.sweep(file);
-            let of_this = killed_until_done(&project, &scripted(), seed, 200, "10", jobs);
-            assert_eq!(project.table(), expected, "seed {seed}, {of_this} kills");
-            kills += of_this;
-            seed += 1;
-        }
+    let expected = uninterrupted(&scripted(), grid);
+    let (least, mut kills, mut seed) = (kills_to_make(8), 0, 100);
+    while kills < least {
+        let project = Project::new();
+        project.sweep(grid);
+        let of_this = killed_until_done(&project, &scripted(), seed, 200, "10", "2");
+        assert_eq!(project.table(), expected, "seed {seed}, {of_this} kills");
+        kills += of_this;
+        seed += 1;
     }
+    println!("{kills} kills, no step lost");
+}
+
+/// The same on a ladder. Who is promoted depends on who has come by then, and a run that was killed comes later; but the best
+/// goes to its end, and no run has a gap.
+#[test]
+fn kills_at_any_moment_leave_the_ladder_whole() {
+    let (least, mut kills, mut seed) = (kills_to_make(8), 0, 100);
+    while kills < least {
+        let project = Project::new();
+        project.sweep(LADDER);
+        let of_this = killed_until_done(&project, &scripted(), seed, 200, "10", "1");
+        let best =
+            ask(&project, "SELECT label FROM v_runs WHERE status = 'finished' ORDER BY last_loss");
+        assert_eq!(best[0], "learning_rate=0.1", "seed {seed}, {of_this} kills");
+        let gaps = "SELECT run_id FROM runs r WHERE step != (SELECT count(*) FROM v_metrics m WHERE m.run_id = r.run_id AND key = 'loss')";
+        assert_eq!(ask(&project, gaps), [""; 0], "seed {seed}, {of_this} kills");
+        let between = "SELECT label, tokens FROM v_runs WHERE tokens NOT IN (320, 640, 1280)";
+        assert_eq!(ask(&project, between), [""; 0], "seed {seed}, {of_this} kills");
+        kills += of_this;
+        seed += 1;
+    }
+    println!("{kills} kills, no step lost");
 }
 
 #[test]
@@ -339,9 +383,11 @@ fn a_worker_in_python_drives_a_sweep() {
     // The best of the first three, and the best two of all.
     assert_eq!(expected.matches(",finished,").count(), 3, "{expected}");
     assert_eq!(expected.matches(",stopped,5,320,").count(), 3, "{expected}");
+    let grid = "axes: { train.learning_rate: [0.01, 0.1, 0.3] }\n";
+    let expected = uninterrupted(&python(), grid);
     let project = Project::new();
-    project.sweep(file);
-    let kills = killed_until_done(&project, &python(), 3, 400, "0", "1");
+    project.sweep(grid);
+    let kills = killed_until_done(&project, &python(), 3, 200, "0", "1");
     assert_eq!(project.table(), expected, "{kills} kills");
 }
 

@@ -1,9 +1,9 @@
 //! Drives the points of a sweep to their ends: one process a run, several at a time, and only what is missing.
 //!
-//! [`Driver::sweep`] is the way in. What a sweep runs next is decided by its [`course`]: each point once, the probes of a search
-//! one after another, or a ladder of rungs. Each run on its way somewhere is a [`queue::Job`]; the [`turn`] takes jobs off the
-//! queue while there are [`slots`] for them and the [`budget`] allows it, looks after the workers, obeys Ctrl-C and a
-//! [`pause`](pause()), and hands what has come to its end to [`conclude`] and back to the course.
+//! [`Driver::sweep`] is the way in. What a sweep runs next is decided by its course (`course`): each point once, the probes of a
+//! search one after another, or a ladder of rungs. Each run on its way somewhere is a job (`queue`); the turn (`turn`) takes
+//! jobs off the queue while there are [`Slots`] for them and the budget (`budget`) allows it, looks after the workers, obeys
+//! Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and hands it back to the course.
 //!
 //! All that is decided is in the store and the runs' logs: a driver that is killed and started again goes on from there.
 

@@ -65,7 +65,7 @@ pub struct Share {
 }
 
 impl Machine {
-    /// This machine, or the one that `FATHOM_MACHINE` describes. `total` and `available` are the host's memory.
+    /// This machine, or the one that `FATHOM_MACHINE` describes. `available` is the host's memory that is free.
     ///
     /// # Errors
     ///

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(50);
 const INGEST: Duration = Duration::from_secs(1);
 
 /// How often runs that another process holds are tried again.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(100);
 
 /// A worker with what it works on.
 struct AtWork {
