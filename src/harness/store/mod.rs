@@ -3,12 +3,15 @@
 //! One process writes, any number read. The logs are the truth: [`Store::ingest_run`] brings in what has been appended to a
 //! log since it last looked, and [`Store::rebuild`] reads all of them again. What was read and how far it was read are
 //! committed together, so a kill at any moment loses nothing and doubles nothing. The schema (`schema.sql`) is a public
-//! interface; [`Store::connection`] is there for any question that `query` has no method for.
+//! interface, and so is what later versions add to it (`labels.sql`); [`Store::connection`] is there for any question that
+//! `query` has no method for. What people do to runs by hand is in `curate`.
 
+mod curate;
 mod ingest;
 mod query;
 mod write;
 
+pub use curate::Labels;
 pub use ingest::Ingested;
 pub use query::{
     Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
@@ -27,7 +30,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6661_7468;
 
 /// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("labels.sql")];
 
 /// How long to wait for another process's commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);

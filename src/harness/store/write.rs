@@ -256,7 +256,9 @@ fn rebuild_run(connection: &Connection, name: &str, paths: &RunPaths) -> Result<
         identity.identity.run_hash
     );
     write_run(connection, &RunRecord { identity: &identity, config: &config })?;
-    Ok(Some(super::ingest::ingest(connection, &run_id, &paths.events())?.events))
+    let ingested = super::ingest::ingest(connection, &run_id, &paths.events())?;
+    super::curate::Labels::read(paths)?.save(connection, &run_id)?;
+    Ok(Some(ingested.events))
 }
 
 fn write_run(connection: &Connection, run: &RunRecord) -> Result<()> {
