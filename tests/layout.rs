@@ -25,7 +25,8 @@ const MAY_USE: &[(&str, &str, &[&str])] = &[
     ("engine", "model", &["torch"]),
     ("engine", "provenance", &["build_info", "facts"]),
     ("engine", "train", &["eval", "facts", "kernels", "model", "torch"]),
-    ("harness", "cli", &["report", "run", "store", "sweep"]),
+    ("harness", "cli", &["export", "report", "run", "store", "sweep"]),
+    ("harness", "export", &["store"]),
     ("harness", "run", &["store"]),
     ("harness", "sweep", &["run", "store"]),
 ];

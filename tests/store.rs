@@ -720,12 +720,12 @@ fn only_a_store_of_this_version_is_opened() {
         let message = error(opened);
         assert!(
             message.starts_with(&format!(
-                "{shown}: expected a store of version 2 or less, found version 99\n  help: "
+                "{shown}: expected a store of version 3 or less, found version 99\n  help: "
             )),
             "{message}"
         );
     }
-    set("user_version", 2);
+    set("user_version", 3);
     set("application_id", 5);
     for opened in [Store::open(dir.path()), Store::open_read_only(dir.path())] {
         let message = error(opened);
@@ -757,7 +757,7 @@ fn only_a_store_of_this_version_is_opened() {
     std::fs::write(&path, "").unwrap();
     let message = error(Store::open_read_only(dir.path()));
     assert!(
-        message.contains("expected a store of version 2, found version 0, which is empty"),
+        message.contains("expected a store of version 3, found version 0, which is empty"),
         "{message}"
     );
     Store::open(dir.path()).unwrap();

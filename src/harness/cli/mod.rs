@@ -12,7 +12,9 @@ mod dynamic;
 mod edit;
 mod engine;
 pub mod exit;
+mod export;
 mod graph;
+pub mod logs;
 mod ls;
 mod plan;
 mod pp;
@@ -25,7 +27,10 @@ mod shell;
 pub mod sql;
 mod sweep;
 pub mod table;
+mod tail;
+mod tb;
 mod template;
+mod top;
 mod train;
 mod workspace;
 
@@ -70,6 +75,16 @@ enum Command {
     Db(db::DbArgs),
     /// Query the store, read-only
     Sql(sql::SqlArgs),
+    /// Say in numbers or curves what runs logged
+    Logs(logs::LogsArgs),
+    /// Follow a run's events
+    Tail(tail::TailArgs),
+    /// Watch the runs at work, live
+    Top(top::TopArgs),
+    /// Open runs in TensorBoard
+    Tb(tb::TbArgs),
+    /// Write runs for TensorBoard, MLflow, or as CSV or Parquet
+    Export(export::ExportArgs),
     /// Measure a model or checkpoint (tokens, perplexity); `fathom eval help` lists the options
     #[command(disable_help_flag = true)]
     Eval(engine::EngineArgs),
@@ -134,6 +149,11 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Control(args) => control::run(args).map(|()| exit::OK),
         Command::Db(args) => db::run(args),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),
+        Command::Logs(args) => logs::run(args).map(|()| exit::OK),
+        Command::Tail(args) => tail::run(args).map(|()| exit::OK),
+        Command::Top(args) => top::run(args).map(|()| exit::OK),
+        Command::Tb(args) => tb::run(args),
+        Command::Export(args) => export::run(args).map(|()| exit::OK),
         Command::Eval(args) => engine::run("eval", &args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Ws(args) => workspace::run_ws(args, context),

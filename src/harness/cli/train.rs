@@ -63,7 +63,7 @@ struct Job {
 }
 
 /// The file of an exported model that says which run it came from.
-const ORIGIN_FILE: &str = "fathom-run.json";
+pub(super) const ORIGIN_FILE: &str = "fathom-run.json";
 
 /// Carries out `fathom train`.
 ///

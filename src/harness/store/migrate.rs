@@ -14,7 +14,11 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6661_7468;
 
 /// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("migrations/2.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema.sql"),
+    include_str!("migrations/2.sql"),
+    include_str!("migrations/3.sql"),
+];
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();

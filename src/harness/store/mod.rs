@@ -7,9 +7,10 @@
 //!
 //! Where to look: `migrate` (versions), `journal` (file systems), `ingest` (events to rows) with `lines` (the log's text) and
 //! `metrics` (scalars and their summaries), `rebuild` (all of it again), `check` and `keep` (what `fathom db` does),
-//! `query` and `history` (what is asked).
+//! `query` and `history` (what is asked), `curate` (what people do to runs by hand).
 
 mod check;
+mod curate;
 mod explain;
 mod history;
 mod ingest;
@@ -23,6 +24,7 @@ mod rebuild;
 mod write;
 
 pub use check::{Finding, Findings};
+pub use curate::Labels;
 pub use history::{Attempt, MetricSummary};
 pub use ingest::Ingested;
 pub use journal::Journal;

@@ -5,6 +5,7 @@
 //! tables have. What is in no folder (sweeps, and whatever a later version adds) is not touched, and runs keep their numbers,
 //! by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over.
 
+use super::curate::Labels;
 use super::ingest::apply;
 use super::lines::{self, Stretch};
 use super::write::write_run;
@@ -20,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 /// The tables that are made from the folders, parents last.
-pub(super) const FROM_FOLDERS: [&str; 12] = [
+pub(super) const FROM_FOLDERS: [&str; 14] = [
+    "tags",
+    "notes",
     "params",
     "metrics",
     "metric_summaries",
@@ -71,6 +74,7 @@ struct Remembered {
 struct Folder {
     identity: SavedIdentity,
     config: RunConfig,
+    labels: Labels,
     stretch: Stretch,
 }
 
@@ -284,16 +288,18 @@ fn read_folder(results: &Path, name: &str) -> Result<Folder> {
         paths.identity().display(),
         identity.identity.run_hash
     );
-    Ok(Folder { identity, config, stretch: lines::read(&paths.events(), 0)? })
+    let labels = Labels::read(&paths)?;
+    Ok(Folder { identity, config, labels, stretch: lines::read(&paths.events(), 0)? })
 }
 
 /// Writes one run, and says how many events it had.
 fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Result<u64> {
-    let Folder { identity, config, stretch } = folder;
+    let Folder { identity, config, labels, stretch } = folder;
     write_run(connection, &RunRecord { identity, config }, id)?;
     let run_id = identity.run_id();
     let run = Run::load(connection, &run_id)?
         .ok_or_else(|| anyhow!("run {run_id}: expected the row that was just written"))?;
+    labels.save(connection, &run_id)?;
     Ok(apply(connection, run, stretch, false)?.events)
 }
 

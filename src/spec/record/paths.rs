@@ -58,6 +58,11 @@ impl RunPaths {
         self.folder.join("identity.json")
     }
 
+    /// The tags and the note that people gave the run, as JSON; there once they did.
+    pub fn labels(&self) -> PathBuf {
+        self.folder.join("labels.json")
+    }
+
     /// One event a line; all attempts of the run, in order.
     pub fn events(&self) -> PathBuf {
         self.folder.join("events.jsonl")

@@ -60,7 +60,7 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
         "grid" => false,
         "random" => true,
         "bayes" => {
-            import.note("method: bayes is not carried over: its distributions are drawn from at random; `search: { bisect: … }` finds an edge, and successive halving spends the budget on the best");
+            import.note("method: bayes is not carried over: its distributions are drawn from at random; `search: { halving: { metric, rungs, keep } }` spends the budget on the best");
             true
         }
         _ => bail!(
@@ -131,7 +131,7 @@ impl Import {
                 ));
             }
             "early_terminate" => self.note(
-                "early_terminate is not carried over: `train.max_loss_ratio` ends a run that diverges, and successive halving is a search of its own",
+                "early_terminate is not carried over: `train.max_loss_ratio` ends a run that diverges, and `search: { halving: { metric, rungs, keep } }` stops what is behind",
             ),
             "program" | "command" | "project" | "entity" => self.note(&format!(
                 "{key} is not carried over: fathom runs its own worker, or the program that FATHOM_ENGINE names, and keeps results in --results DIR"

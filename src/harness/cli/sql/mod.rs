@@ -1,30 +1,82 @@
-//! `fathom sql`: a question to the store in its own language.
+//! `fathom sql`: a question to the store in its own language, or one of the questions that are kept under a name ([`recipes`]).
+
+mod parquet;
+pub mod recipes;
 
 use super::table::{self, Cell, Format, Table};
 use crate::store::Store;
-use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::{Args, ValueEnum};
 use fathom_spec::config::nearest;
 use rusqlite::types::ValueRef;
 use rusqlite::{Params, Statement};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Ask the store of results in SQL; it is opened for reading only.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without a query, lists the tables and views. The columns of one:
   fathom sql \"SELECT name, type FROM pragma_table_info('v_runs')\"
-Beside SQLite's functions there are exp, ln, sqrt and pow.")]
+Beside SQLite's functions there are exp, ln, sqrt and pow.
+Questions that are asked often have names:
+  fathom sql --recipes
+  fathom sql --recipe best_runs --set sweep=rope_variants --set limit=3
+  fathom sql --recipe best_runs --print")]
 pub struct SqlArgs {
     /// One SELECT; `-` reads it from standard input
+    #[arg(conflicts_with_all = ["recipe", "recipes"])]
     pub query: Option<String>,
-    /// How to print the rows
+    /// List the queries that have names, with what can be set in each
+    #[arg(long, conflicts_with = "recipe")]
+    pub recipes: bool,
+    /// Ask a query by its name
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
+    /// Set a parameter of the recipe
+    #[arg(long, value_name = "NAME=VALUE", requires = "recipe")]
+    pub set: Vec<String>,
+    /// Print the recipe's SQL instead of asking it
+    #[arg(long, requires = "recipe")]
+    pub print: bool,
+    /// How to write the rows
     #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    pub format: SqlFormat,
+    /// The file to write the rows to, instead of printing them
+    #[arg(long, short, value_name = "FILE", required_if_eq("format", "parquet"))]
+    pub output: Option<PathBuf>,
     /// The folder that fathom.db is in
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
+}
+
+/// As [`Format`], and Parquet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum SqlFormat {
+    /// Aligned columns
+    #[default]
+    Table,
+    /// As RFC 4180 has it; what is missing is empty, an empty text is `""`
+    Csv,
+    /// A list of objects, one a line
+    Json,
+    /// A table of GitHub's markdown
+    Markdown,
+    /// A file of columns with types; needs --output
+    Parquet,
+}
+
+impl SqlFormat {
+    /// As text; `None` where it is none.
+    fn text(self) -> Option<Format> {
+        match self {
+            SqlFormat::Table => Some(Format::Table),
+            SqlFormat::Csv => Some(Format::Csv),
+            SqlFormat::Json => Some(Format::Json),
+            SqlFormat::Markdown => Some(Format::Markdown),
+            SqlFormat::Parquet => None,
+        }
+    }
 }
 
 /// Carries out `fathom sql`.
@@ -33,22 +85,59 @@ pub struct SqlArgs {
 ///
 /// When there is no store, the query is none that SQLite understands, or it would change something.
 pub fn run(args: SqlArgs) -> Result<()> {
-    let table = match args.query.as_deref() {
-        None => {
+    if args.print {
+        let name = args.recipe.as_deref().expect("clap: --print needs --recipe");
+        return table::print(recipes::find(name)?.text);
+    }
+    let table = match (&args.recipe, args.query.as_deref()) {
+        _ if args.recipes => recipes::list(),
+        (Some(name), _) => {
+            let (recipe, store) = (recipes::find(name)?, Store::open_read_only(&args.results)?);
+            recipe.answer(&store, &args.set)?
+        }
+        (None, None) => {
             // Only a store that is there is worth describing.
             Store::open_read_only(&args.results)?;
             contents()
         }
-        Some("-") => {
+        (None, Some("-")) => {
             let mut query = String::new();
             std::io::stdin()
                 .read_to_string(&mut query)
                 .context("standard input: expected a query in UTF-8")?;
             answer(&Store::open_read_only(&args.results)?, &query)?
         }
-        Some(query) => answer(&Store::open_read_only(&args.results)?, query)?,
+        (None, Some(query)) => answer(&Store::open_read_only(&args.results)?, query)?,
     };
-    table::print(&table.render(args.format))
+    write(&table, args.format, args.output.as_deref())
+}
+
+/// A table as the bytes of a file.
+///
+/// # Errors
+///
+/// When polars fails.
+pub fn encode(table: &Table, format: SqlFormat) -> Result<Vec<u8>> {
+    match format.text() {
+        Some(format) => Ok(table.render(format).into_bytes()),
+        None => parquet::encode(table),
+    }
+}
+
+/// Prints a table, or writes it to a file, whole or not at all.
+fn write(table: &Table, format: SqlFormat, output: Option<&Path>) -> Result<()> {
+    let bytes = encode(table, format)?;
+    match output {
+        Some(path) => {
+            ensure!(
+                !path.is_dir(),
+                "--output: expected the name of a file, found the folder {}",
+                path.display()
+            );
+            crate::run::write_whole(path, &bytes)
+        }
+        None => table::print(&String::from_utf8(bytes).expect("text formats are text")),
+    }
 }
 
 /// The tables and views with what they hold.
@@ -70,13 +159,17 @@ fn contents() -> Table {
 ///
 /// When it is not one query, not understood, or not only reading.
 pub fn answer(store: &Store, query: &str) -> Result<Table> {
-    let mut statement = store.connection().prepare(query).map_err(explain)?;
+    collect(&mut prepare(store, query)?, [])
+}
+
+fn prepare<'s>(store: &'s Store, query: &str) -> Result<Statement<'s>> {
+    let statement = store.connection().prepare(query).map_err(explain)?;
     if !statement.readonly() {
         bail!(
             "query: expected one that only reads, found one that writes\n  help: the store is an index of the runs' logs; `fathom runs rebuild` makes it anew from them"
         );
     }
-    collect(&mut statement, [])
+    Ok(statement)
 }
 
 /// The rows of a statement.

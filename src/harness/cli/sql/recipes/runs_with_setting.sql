@@ -1,0 +1,7 @@
+-- The runs that have a setting, and what it is.
+-- :key = train.learning_rate   the setting's key path
+-- :value = NULL                only this value, as JSON writes it
+SELECT r.run_id, r.sweep, r.label, r.seed, r.status, p.value, r.last_loss
+FROM v_params p JOIN v_runs r USING (run_id)
+WHERE p.key = :key AND (:value IS NULL OR p.value = :value)
+ORDER BY p.number, p.value, r.run_id

@@ -1,0 +1,14 @@
+-- How many tokens each run needed until its loss was first at or below a value, fewest first.
+-- :loss = 3.0    nats per token
+-- :sweep = NULL  only the points of this sweep
+WITH reached AS (
+  SELECT run, min(step) AS step FROM metrics
+  WHERE key = (SELECT id FROM metric_keys WHERE key = 'loss') AND value <= :loss GROUP BY run
+)
+SELECT v.run_id, v.sweep, v.label, v.seed, reached.step, CAST(m.value AS INTEGER) AS tokens
+FROM reached
+JOIN metrics m ON m.run = reached.run AND m.step = reached.step
+  AND m.key = (SELECT id FROM metric_keys WHERE key = 'tokens')
+JOIN runs r ON r.id = reached.run JOIN v_runs v USING (run_id)
+WHERE :sweep IS NULL OR v.sweep = :sweep
+ORDER BY tokens, v.run_id
