@@ -58,7 +58,7 @@ pub struct Run {
     /// Bytes that there were when memory ran out.
     pub total_bytes: Option<i64>,
     pub params: BTreeMap<String, Value>,
-    /// Key -> (step, value), by step: of the scalars that a report shows, [`SHOWN`].
+    /// Key -> (step, value), by step: of the scalars that a report shows.
     pub metrics: BTreeMap<String, Vec<(i64, f64)>>,
     /// Of the last step that has any.
     pub perplexity: Vec<Perplexity>,
