@@ -1,8 +1,11 @@
 //! The boundary between the store and its reports: synthetic sweeps in, pages, plots and tables out.
 
 use fathom::cli::report::{ReportArgs, run};
+use fathom::cli::sql::answer;
+use fathom::cli::table::Format;
 use fathom::report::input::Comparison;
-use fathom::report::{Files, render, write_report};
+use fathom::report::{Files, render, write_report, write_reports};
+use fathom::store::Store as OpenStore;
 use rusqlite::{Connection, params};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -64,7 +67,8 @@ impl Store {
         // What is written here need not survive a power cut.
         db.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY;").unwrap();
         db.execute_batch(SCHEMA).unwrap();
-        db.execute_batch("PRAGMA user_version = 1; BEGIN").unwrap();
+        db.execute_batch("PRAGMA application_id = 0x66617468; PRAGMA user_version = 1; BEGIN")
+            .unwrap();
         db.execute(
             "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, 0)",
             params![name, format!("experiments/{name}.yaml"), question, spec.to_string()],
@@ -456,13 +460,17 @@ fn a_rope_sweep() {
     let expected = [
         "loss.csv",
         "loss.svg",
+        "loss_dark.svg",
         "nll_by_position.csv",
         "nll_by_position.svg",
+        "nll_by_position_dark.svg",
         "perplexity_by_run.csv",
         "perplexity_last_stride.csv",
         "perplexity_last_stride.svg",
+        "perplexity_last_stride_dark.svg",
         "perplexity_prefix.csv",
         "perplexity_prefix.svg",
+        "perplexity_prefix_dark.svg",
         "report.md",
         "runs.csv",
     ];
@@ -475,7 +483,7 @@ fn a_learning_rate_sweep() {
     show("learning_rate", &files);
     insta::assert_snapshot!("learning_rate.md", files["report.md"]);
     let csv = &files["by_learning_rate.csv"];
-    assert!(csv.contains("mean,0.001,1,diverged,\n"), "{csv}");
+    assert!(csv.contains("train.learning_rate=0.001,0.001,1,diverged,\n"), "{csv}");
 }
 
 #[test]
@@ -511,7 +519,7 @@ fn a_search_in_two_cases() {
         assert!(page.contains(expected), "{expected}: {page}");
     }
     assert!(
-        files["memory.csv"].contains("llama2_7b,49152,0,finished,22.2"),
+        files["memory.csv"].contains("shape=llama2_7b 49152 None,49152,0,finished,22.2"),
         "{}",
         files["memory.csv"]
     );
@@ -601,8 +609,8 @@ fn texts(svg: &str) -> Vec<(f64, f64, String)> {
         .collect()
 }
 
-#[test]
-fn the_names_of_twelve_series_stay_apart() {
+/// Four RoPE variants at three learning rates: too many lines for one plot.
+fn many_sweep() -> Store {
     let mut store = Store::new("many", None, json!({"name": "many"}));
     for (index, rope) in (0..).zip(["plain", "linear", "yarn", "theta"]) {
         for rate in [1e-5, 1e-4, 1e-3] {
@@ -610,9 +618,12 @@ fn the_names_of_twelve_series_stay_apart() {
                 let mut made = Made::finished(json!({"train.sequence_length": 4096}));
                 let id = index * 100 + seed;
                 made.losses = falling(2.2 + index as f64 * 0.01, id);
+                // The more memory the better, but for the last variant.
+                made.peak = Some((1 + index % 3) << 30);
                 made.perplexity = [2048i64, 4096, 8192, 16_384]
                     .map(|length| {
-                        let nll = 2.2 + 0.02 * noise(id, length, (rate * 1e6) as i64);
+                        let own = 0.02 * noise(id, length, (rate * 1e6) as i64);
+                        let nll = 2.2 - 0.1 * (index % 3) as f64 + own;
                         ("last_stride", length, vec![nll, nll + 0.1])
                     })
                     .to_vec();
@@ -622,16 +633,213 @@ fn the_names_of_twelve_series_stay_apart() {
             }
         }
     }
-    let files = store.render();
+    store
+}
+
+#[test]
+fn many_lines_become_small_multiples() {
+    let files = many_sweep().render();
     show("many", &files);
-    for name in ["perplexity_last_stride.svg", "loss.svg"] {
-        let mut labels: Vec<(f64, f64, String)> =
-            texts(&files[name]).into_iter().filter(|(_, _, text)| text.contains(", 1e-")).collect();
-        assert_eq!(labels.len(), 12, "{name}: {labels:?}");
-        labels.sort_by(|a, b| a.1.total_cmp(&b.1));
-        for pair in labels.windows(2) {
-            assert!(pair[1].1 - pair[0].1 > 16.0, "{name}: {pair:?}");
+    for name in ["perplexity_last_stride.svg", "loss.svg", "loss_dark.svg"] {
+        let texts = texts(&files[name]);
+        let named = |wanted: &str| texts.iter().filter(|(_, _, t)| t.starts_with(wanted)).count();
+        // The fewest panels of which none has too many lines: one a learning rate, four lines each.
+        assert_eq!(named("learning_rate="), 3, "{name}: {texts:?}");
+        assert_eq!(named("rope_parameters="), 4, "{name}: {texts:?}");
+    }
+}
+
+/// Twelve values of one axis: a panel each, with the baseline's line behind.
+#[test]
+fn many_values_of_one_axis_have_a_panel_each() {
+    let mut store = Store::new("many", None, json!({"name": "many"}));
+    for variant in 0..12 {
+        let mut made = Made::finished(json!({}));
+        made.losses = falling(2.0 + 0.01 * variant as f64, variant);
+        let name = format!("v{variant}");
+        store.point(&format!("rope={name}"), 0, json!({ "rope": name }), Some(made));
+    }
+    let texts = texts(&store.render()["loss.svg"]);
+    let panels = texts.iter().filter(|(_, _, text)| text.starts_with("rope=")).count();
+    let by_name = (0..12).filter(|i| texts.iter().any(|(_, _, text)| *text == format!("v{i}")));
+    assert_eq!(panels + by_name.count(), 12, "{texts:?}");
+    assert!(texts.iter().any(|(_, _, text)| text == "baseline: v0"), "{texts:?}");
+}
+
+#[test]
+fn what_costs_and_what_matters_is_said() {
+    let page = many_sweep().page();
+    // Quality falls with memory: `yarn` is best and dearest, `plain` and `theta` cheapest, `linear` between.
+    let (_, figure) = page.split_once("### Perplexity against peak memory").unwrap();
+    for expected in
+        ["(prefers-color-scheme: dark)\" srcset=\"perplexity_by_memory_dark.svg\"", "on_front"]
+    {
+        assert!(figure.contains(expected), "{expected}: {figure}");
+    }
+    let (_, matters) = page.split_once("## What matters").unwrap();
+    let first = matters.lines().find(|line| line.starts_with("| `")).unwrap();
+    assert!(first.starts_with("| `model.rope_parameters` | 4 | 24 | 9"), "{first}");
+    assert!(page.contains("Of the 2 parameters, `model.rope_parameters` matters most"), "{page}");
+}
+
+/// Two variants whose NLL differs by 0.02, a little more or less from seed to seed.
+fn paired_sweep(seeds: i64) -> Store {
+    let mut store = Store::new("paired", None, json!({"name": "paired"}));
+    for (index, rope) in (0..).zip(["plain", "yarn"]) {
+        for seed in 0..seeds {
+            let mut made = Made::finished(json!({"eval.split": "validation"}));
+            let nll = |window: i64| {
+                let shared = 0.3 * noise(seed, window, 1);
+                2.0 - 0.02 * index as f64 + shared + 0.002 * noise(index, seed, window)
+            };
+            made.perplexity = vec![("prefix", 512, (0..20).map(nll).collect())];
+            store.point(&format!("rope={rope}"), seed, json!({ "rope": rope }), Some(made));
         }
+    }
+    store
+}
+
+/// Nothing is called significant, or not, before the sign flips of six pairs can say so.
+#[test]
+fn few_seeds_are_told_how_many_more_it_takes() {
+    for seeds in 1..=5 {
+        let page = paired_sweep(seeds).page();
+        assert!(!page.to_lowercase().contains("significan"), "{seeds}: {page}");
+        let more = 6 - seeds;
+        let expected =
+            format!("| needs {more} more seed{} (6 in all) |", if more == 1 { "" } else { "s" });
+        assert!(page.contains(&expected), "{seeds}: {expected}: {page}");
+    }
+    let page = paired_sweep(6).page();
+    assert!(page.contains("0.031 (64) | 0.031 |"), "{page}");
+    assert!(page.contains("| significant: better |"), "{page}");
+    // The windows differ far more among themselves than the variants do, yet pair by pair they agree.
+    assert!(
+        page.contains("| 20 | 0.0001 (10000) |") || page.contains("< 0.0001 (10000)"),
+        "{page}"
+    );
+}
+
+/// A number as both sides of a comparison print it, or the text.
+fn same_cell(a: &str, b: &str) -> bool {
+    let empty = |cell: &str| cell.is_empty() || cell == "NaN";
+    match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(x), Ok(y)) if x.is_finite() => (x - y).abs() <= 1e-9 * x.abs().max(1e-3),
+        _ => a == b || empty(a) && empty(b),
+    }
+}
+
+/// The query that each figure shows gives the rows of its CSV, in their order.
+#[test]
+fn the_query_of_every_figure_gives_its_numbers() {
+    let mut queries = 0;
+    let stores = [
+        rope_sweep(2),
+        rope_sweep(1),
+        learning_rate_sweep(),
+        ceiling_sweep(),
+        cases_sweep(),
+        many_sweep(),
+    ];
+    for store in stores {
+        let files = store.render();
+        let open = OpenStore::open(store.path()).unwrap();
+        for fold in files["report.md"]
+            .split("\n```sql\n")
+            .skip(1)
+            .zip(files["report.md"].split("and the query that gives them</summary>").skip(1))
+        {
+            let (query, head) = fold;
+            let query = query.split_once("\n```\n").unwrap().0;
+            let name = head.split_once('[').unwrap().1.split_once(']').unwrap().0;
+            let found = answer(&open, query).unwrap_or_else(|e| panic!("{name}: {e:#}: {query}"));
+            let found = found.render(Format::Csv);
+            let lines = |csv: &str| -> Vec<Vec<String>> {
+                let fields = |line: &str| {
+                    let mut quoted = false;
+                    let split = |c: char| {
+                        quoted ^= c == '"';
+                        c == ',' && !quoted
+                    };
+                    line.split(split).map(|field| field.trim_matches('"').to_string()).collect()
+                };
+                csv.lines().map(fields).collect()
+            };
+            let (found, csv) = (lines(&found), lines(&files[name]));
+            assert_eq!(found.len(), csv.len(), "{name}: {query}");
+            assert_eq!(found[0], csv[0], "{name}: {query}");
+            for (a, b) in found.iter().zip(&csv) {
+                let is_same = a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_cell(a, b));
+                assert!(is_same, "{name}: the query gives {a:?}, the CSV has {b:?}\n{query}");
+            }
+            queries += 1;
+        }
+    }
+    assert!(queries >= 15, "{queries} queries");
+}
+
+/// All files below a folder, by their paths.
+fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        match entry.path().is_dir() {
+            true => {
+                all.extend(tree(&entry.path()).into_iter().map(|(n, b)| (format!("{name}/{n}"), b)))
+            }
+            false => drop(all.insert(name, std::fs::read(entry.path()).unwrap())),
+        }
+    }
+    all
+}
+
+#[test]
+fn all_reports_have_an_index_and_come_out_the_same_again() {
+    let store = rope_sweep(2);
+    store
+        .db
+        .execute_batch(
+            "INSERT INTO sweeps (name, file, question, spec, planned_at) \
+             VALUES ('empty', 'e.yaml', '# Is it there? No.', '{}', 1790000000)",
+        )
+        .unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let args = || ReportArgs {
+        sweep: None,
+        all: true,
+        results: store.path().into(),
+        out: out.path().into(),
+        allow_partial: false,
+    };
+    run(args()).unwrap();
+    let written = tree(out.path());
+    let index = String::from_utf8(written["index.md"].clone()).unwrap();
+    for expected in [
+        "| [empty](empty/report.md) | Is it there? | **There is no answer yet:** no run has finished with a number to compare. | 0 | 2026-09-21 |",
+        "| [rope\\_variants](rope_variants/report.md) |",
+        "| 14 | 1970-01-01 |",
+    ] {
+        let expected = expected.replace("\\_", "_");
+        assert!(index.contains(&expected), "{expected}: {index}");
+    }
+    assert!(written.contains_key("rope_variants/report.md"));
+    run(args()).unwrap();
+    assert_eq!(tree(out.path()), written);
+}
+
+#[test]
+fn every_figure_is_there_for_a_dark_page() {
+    let files = many_sweep().render();
+    let light = files.keys().filter(|name| name.ends_with(".svg") && !name.contains("_dark"));
+    for name in light {
+        let dark = &files[&name.replace(".svg", "_dark.svg")];
+        assert!(dark.contains("#0D1117"), "{name}");
+        for color in ["#FFFFFF", "#222222", "#5F5F5F", "#E6E6E6"] {
+            assert!(!dark.contains(color), "{name} has {color}");
+        }
+        // The same drawing, in other colours.
+        assert_eq!(dark.matches("<polyline").count(), files[name].matches("<polyline").count());
+        assert_eq!(texts(dark), texts(&files[name]));
     }
 }
 
@@ -784,7 +992,8 @@ fn the_command_names_what_is_missing() {
     store.point("rope=late", 0, json!({"rope": "late"}), None);
     let out = tempfile::tempdir().unwrap();
     let args = |sweep: &str, results: &Path, allow_partial: bool| ReportArgs {
-        sweep: sweep.into(),
+        sweep: Some(sweep.into()),
+        all: false,
         results: results.into(),
         out: out.path().into(),
         allow_partial,
@@ -803,33 +1012,22 @@ fn the_command_names_what_is_missing() {
     assert!(message.contains("fathom.db: expected a store, found no such file"), "{message}");
 }
 
-/// The reports in the repository are what the store in the repository gives, byte for byte.
+/// The reports in the repository are what the store in the repository gives, byte for byte:
+/// `fathom report --all --results results/published`.
 #[test]
 fn the_published_reports_come_from_the_published_store() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let out = tempfile::tempdir().unwrap();
-    for sweep in [
-        "rope_variants",
-        "learning_rate",
-        "context_ceiling",
-        "engines",
-        "engines_bfloat16",
-        "memory_ladder",
-        "plain_context_ceiling",
-        "streamed_context_ceiling",
-    ] {
-        fathom::report::write_report(&root.join("results/published"), sweep, out.path()).unwrap();
-        let kept = root.join("reports").join(sweep);
-        let files = |folder: &Path| -> BTreeMap<String, Vec<u8>> {
-            let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-            entries
-                .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
-                .collect()
-        };
-        let (written, kept) = (files(&out.path().join(sweep)), files(&kept));
-        assert_eq!(written.keys().collect::<Vec<_>>(), kept.keys().collect::<Vec<_>>());
-        for (name, bytes) in &written {
-            assert!(kept[name] == *bytes, "reports/{sweep}/{name} is not what the store gives");
-        }
+    write_reports(&root.join("results/published"), out.path()).unwrap();
+    let (written, kept) = (tree(out.path()), tree(&root.join("reports")));
+    // Beside them may be reports of sweeps that were run here.
+    let of_store = |name: &String| {
+        let top = name.split('/').next().unwrap_or_default();
+        written.keys().any(|other| other.split('/').next() == Some(top))
+    };
+    let kept: BTreeMap<_, _> = kept.into_iter().filter(|(name, _)| of_store(name)).collect();
+    assert_eq!(written.keys().collect::<Vec<_>>(), kept.keys().collect::<Vec<_>>());
+    for (name, bytes) in &written {
+        assert!(kept[name] == *bytes, "reports/{name} is not what the store gives");
     }
 }

@@ -1,14 +1,18 @@
-//! `fathom report`: writes the report of a sweep.
+//! `fathom report`: writes the report of a sweep, or of all.
 
-use crate::report::{input::Comparison, write_report};
-use anyhow::{Result, bail};
+use crate::report::{input::Comparison, write_report, write_reports};
+use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
 /// Write the report of a sweep: a page of markdown with its tables, figures and numbers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ReportArgs {
     /// Name of the sweep, as in its file
-    pub sweep: String,
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub sweep: Option<String>,
+    /// Write the report of every sweep of the store, finished or not, and DIR/index.md that lists them
+    #[arg(long, conflicts_with = "allow_partial")]
+    pub all: bool,
     /// Folder of the store and the runs
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
@@ -26,18 +30,23 @@ pub struct ReportArgs {
 ///
 /// As [`write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
 pub fn run(args: ReportArgs) -> Result<()> {
+    if args.all {
+        println!("{}", write_reports(&args.results, &args.out)?.display());
+        return Ok(());
+    }
+    let sweep = args.sweep.context("sweep: expected its name, or --all, found neither")?;
     if !args.allow_partial {
-        let points = Comparison::read(&args.results, &args.sweep)?.points;
+        let points = Comparison::read(&args.results, &sweep)?.points;
         let open = points.iter().filter(|point| point.is_open()).count();
         if open > 0 {
             bail!(
                 "sweep `{}`: expected every point to have run to an end, found {open} of {} that have not\n  \
                  help: finish the sweep, or give --allow-partial for a report that says so",
-                args.sweep,
+                sweep,
                 points.len()
             );
         }
     }
-    println!("{}", write_report(&args.results, &args.sweep, &args.out)?.display());
+    println!("{}", write_report(&args.results, &sweep, &args.out)?.display());
     Ok(())
 }

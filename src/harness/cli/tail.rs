@@ -168,7 +168,9 @@ fn words(kind: &EventKind) -> String {
         }
         EventKind::Warning { message } => format!("warning       {message}"),
         EventKind::Heartbeat { step } => format!("heartbeat     step {step}"),
-        EventKind::Control { command, outcome, .. } => format!("control       {command}: {outcome}"),
+        EventKind::Control { command, outcome, .. } => {
+            format!("control       {command}: {outcome}")
+        }
         EventKind::Finished { step, tokens, seconds } => format!(
             "finished      {step} steps, {} tokens, {}",
             Tokens(*tokens),

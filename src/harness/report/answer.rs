@@ -1,13 +1,15 @@
 //! The answer of a report: which label is best, by how much, how sure that is, and what is missing.
 
+use super::difference::Difference;
 use super::input::Point;
 use super::memory::{Costs, percent};
 use super::page::{
     as_sure_as, bold, bytes, capital, in_code, method_name, name_of_loss, text, without_paths,
 };
 use super::plot::axis::length_label;
+use super::sensitivity;
 use super::statistics::Interval;
-use super::summary::{Ceiling, Difference, Measure, Summary, plain};
+use super::summary::{Ceiling, Measure, Summary, plain};
 use fathom_spec::units::format_number;
 
 /// The paragraphs of the answer, the first sentence first.
@@ -18,8 +20,38 @@ pub fn answer(summary: &Summary) -> Vec<String> {
         measure => vec![best_label(summary, measure)],
     };
     paragraphs.extend(rope_phenomenon(summary));
+    paragraphs.extend(sensitivity::headline(summary));
     paragraphs.extend(failures(summary));
     paragraphs
+}
+
+/// The answer in one line: its first sentence, or what each search found.
+pub fn headline(summary: &Summary) -> String {
+    if let Measure::Ceiling { parameter } = &summary.measure {
+        let (_, ceilings) = summary.ceilings(parameter);
+        let found = ceilings.iter().map(|ceiling| {
+            let largest = ceiling.largest.map_or("none finished".into(), whole);
+            let above = match &ceiling.smallest_not {
+                Some((value, _)) => format!(" (not {})", whole(*value)),
+                None => String::new(),
+            };
+            let name = match ceiling.name.as_str() {
+                "" => String::new(),
+                name => format!("{}: ", text(name)),
+            };
+            format!("{name}**{largest}**{above}")
+        });
+        let found = found.collect::<Vec<_>>().join("; ");
+        return match found.as_str() {
+            "" => "no run yet".to_string(),
+            found => format!("largest {} that finished: {found}", in_code(parameter)),
+        };
+    }
+    let first = answer(summary).into_iter().next().unwrap_or_default();
+    match first.split_once(". ") {
+        Some((sentence, _)) => format!("{sentence}."),
+        None => first,
+    }
 }
 
 /// What the measure is called in a sentence: `perplexity at 1K tokens (last stride)`.
@@ -65,7 +97,7 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         as_sure_as(value, half)
     );
     let compared: Vec<usize> = (0..summary.labels.len())
-        .filter(|&label| label != best && summary.difference(label, best, measure).is_some())
+        .filter(|&label| label != best && summary.can_be_compared(label, best, measure))
         .collect();
     if best == summary.baseline {
         let next = compared.iter().copied().min_by(|&a, &b| {

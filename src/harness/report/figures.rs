@@ -1,13 +1,13 @@
 //! The figures of a report: which ones a sweep calls for, and the numbers that each shows.
 
-use super::input::{Point, Run};
+use super::input::Point;
 use super::page::{method_name, name_of_loss};
-use super::plot::Style;
 use super::plot::axis::{Axis, Scale, length_label};
 use super::plot::line::{Dot, LineChart, Reference, Series};
+use super::plot::{Style, Theme};
 use super::statistics::{mean, t_interval};
-use super::summary::{Measure, SEED, Summary, TRAINING_LOSS, plain};
-use super::tables;
+use super::summary::{Estimate, Measure, SEED, Summary, plain};
+use super::{curves, multiples, pareto, sql, tables};
 use anyhow::Result;
 use fathom_spec::units::Bytes;
 use polars::prelude::*;
@@ -16,12 +16,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A plot, the numbers in it, and what to say of it.
 pub struct Figure {
-    /// Names its files: `<name>.svg` and `<name>.csv`.
+    /// Names its files: `<name>.svg`, `<name>_dark.svg` and `<name>.csv`.
     pub name: String,
     pub title: String,
     pub caption: String,
+    /// On white.
     pub svg: String,
-    pub csv: String,
+    /// On GitHub's dark page.
+    pub dark_svg: String,
+    /// The numbers in it, one row a point of the plot or a run.
+    pub frame: DataFrame,
+    /// The query that gives `frame` from the store.
+    pub sql: String,
 }
 
 /// The figures that the sweep's numbers allow, in the order of the page.
@@ -36,15 +42,16 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
         figures.extend(perplexity_by_length(summary, method)?);
     }
     figures.extend(by_number(summary)?);
-    figures.extend(nll_by_position(summary)?);
+    figures.extend(pareto::figures(summary)?);
+    figures.extend(curves::nll_by_position(summary)?);
     // The probes of a search are too short to have a curve, random tokens have none worth a look.
     if !matches!(summary.measure, Measure::Ceiling { .. } | Measure::PeakMemory) {
-        figures.extend(loss_curves(summary)?);
+        figures.extend(curves::loss(summary)?);
     }
     Ok(figures)
 }
 
-fn style(summary: &Summary, label: usize) -> Style {
+pub(super) fn style(summary: &Summary, label: usize) -> Style {
     match label.cmp(&summary.baseline) {
         std::cmp::Ordering::Less => Style::of(label),
         std::cmp::Ordering::Equal => Style::BASELINE,
@@ -53,7 +60,7 @@ fn style(summary: &Summary, label: usize) -> Style {
 }
 
 /// What a plot says without being seen: each series with its first and last value.
-fn describe(x: &str, y: &str, series: &[Series]) -> String {
+pub(super) fn describe(x: &str, y: &str, series: &[Series]) -> String {
     let ends = series.iter().filter_map(|series| {
         let shown = || series.points.iter().filter(|dot| dot.y.is_finite());
         let (first, last) = (shown().next()?, shown().next_back()?);
@@ -71,7 +78,7 @@ fn describe(x: &str, y: &str, series: &[Series]) -> String {
 }
 
 /// An axis for `centres` that also shows their whiskers, but never gives those more than half of its length.
-fn axis_for(title: &str, scale: Scale, series: &[Series]) -> Axis {
+pub(super) fn axis_for(title: &str, scale: Scale, series: &[Series]) -> Axis {
     let dots = || series.iter().flat_map(|s| &s.points);
     let centres = dots().map(|dot| dot.y).chain(series.iter().flat_map(|s| &s.dots).map(|d| d.1));
     let core = Axis::around(title, scale, 0.08, centres);
@@ -88,11 +95,32 @@ fn axis_for(title: &str, scale: Scale, series: &[Series]) -> Axis {
     Axis { low: at(low), high: at(high), ..core }
 }
 
-fn training_length(summary: &Summary, x: &Axis) -> Vec<Reference> {
+pub(super) fn training_length(summary: &Summary, x: &Axis) -> Vec<Reference> {
     let length = summary.training_length().filter(|l| (0.0..=1.0).contains(&x.position(*l)));
     let reference =
         |length| Reference { value: length, label: format!("trained at {}", length_label(length)) };
     length.map(reference).into_iter().collect()
+}
+
+/// A plot for each page: `[light, dark]`. Where it would have more lines than can be told apart, small multiples.
+///
+/// # Errors
+///
+/// When plotters fails.
+pub(super) fn draw(summary: &Summary, chart: &LineChart) -> Result<[String; 2]> {
+    match multiples::panels(summary, chart) {
+        Some(panels) => Ok([panels.to_svg(Theme::Light)?, panels.to_svg(Theme::Dark)?]),
+        None => draw_whole(chart),
+    }
+}
+
+/// As [`draw`], in one plot however many its lines are.
+///
+/// # Errors
+///
+/// When plotters fails.
+pub(super) fn draw_whole(chart: &LineChart) -> Result<[String; 2]> {
+    Ok([chart.to_svg(Theme::Light)?, chart.to_svg(Theme::Dark)?])
 }
 
 fn perplexity_by_length(summary: &Summary, method: &str) -> Result<Option<Figure>> {
@@ -101,6 +129,7 @@ fn perplexity_by_length(summary: &Summary, method: &str) -> Result<Option<Figure
         return Ok(None);
     }
     let mut series = Vec::new();
+    let mut rows: Vec<(&str, i64, Estimate)> = Vec::new();
     for (index, label) in summary.labels.iter().enumerate() {
         let mut one = Series::new(&label.name, style(summary, index));
         for &context_length in &lengths {
@@ -111,6 +140,7 @@ fn perplexity_by_length(summary: &Summary, method: &str) -> Result<Option<Figure
                 y: estimate.mean.exp(),
                 whisker: estimate.interval.map(|i| (i.low.exp(), i.high.exp())),
             });
+            rows.push((label.key(), context_length, estimate));
         }
         series.extend((!one.points.is_empty()).then_some(one));
     }
@@ -132,8 +162,25 @@ fn perplexity_by_length(summary: &Summary, method: &str) -> Result<Option<Figure
         title: title.clone(),
         series,
     };
-    let means = tables::over_seeds(&tables::perplexity(summary)?)?;
-    let of_method = means.column("method")?.str()?.equal(method);
+    let number = |name: &str, of: &dyn Fn(&Estimate) -> Option<f64>| {
+        let values: Vec<Option<f64>> = rows.iter().map(|(_, _, estimate)| of(estimate)).collect();
+        Column::new(name.into(), values)
+    };
+    let low = |estimate: &Estimate| estimate.interval.map(|i| i.low);
+    let high = |estimate: &Estimate| estimate.interval.map(|i| i.high);
+    let seeds_of = |row: &(&str, i64, Estimate)| row.2.by_seed.len() as i64;
+    let frame = DataFrame::new_infer_height(vec![
+        tables::strings("label", rows.iter().map(|row| row.0.to_string())),
+        Column::new("context_length".into(), rows.iter().map(|row| row.1).collect::<Vec<_>>()),
+        Column::new("seeds".into(), rows.iter().map(seeds_of).collect::<Vec<_>>()),
+        number("nll", &|estimate| Some(estimate.mean)),
+        number("nll_low", &low),
+        number("nll_high", &high),
+        number("perplexity", &|estimate| Some(estimate.mean.exp())),
+        number("perplexity_low", &|estimate| Some(low(estimate)?.exp())),
+        number("perplexity_high", &|estimate| Some(high(estimate)?.exp())),
+    ])?;
+    let [svg, dark_svg] = draw(summary, &chart)?;
     let bars = match seeds {
         true => {
             " Bars are 95 % intervals over seeds; a bar that would flatten the plot is cut off at its edge."
@@ -144,190 +191,11 @@ fn perplexity_by_length(summary: &Summary, method: &str) -> Result<Option<Figure
         name: format!("perplexity_{method}"),
         caption: format!("Mean over seeds; both axes are logarithmic.{bars}"),
         title,
-        svg: chart.to_svg()?,
-        csv: tables::to_csv(&means.filter(&of_method)?)?,
+        svg,
+        dark_svg,
+        frame,
+        sql: sql::perplexity(summary, method),
     }))
-}
-
-/// Points a curve is drawn with at most; more are averaged in groups.
-const CURVE_POINTS: usize = 150;
-
-fn loss_curves(summary: &Summary) -> Result<Option<Figure>> {
-    let mut series = Vec::new();
-    let mut rows: Vec<(String, i64, i64, f64)> = Vec::new();
-    // Losses after which an axis for the runs that trained well still makes sense.
-    let mut settled: Vec<f64> = Vec::new();
-    for (index, label) in summary.labels.iter().enumerate() {
-        let mut one = Series::new(&label.name, style(summary, index));
-        one.markers = false;
-        let curves: Vec<Curve> = label.points.iter().filter_map(|point| curve(point)).collect();
-        if curves.is_empty() {
-            continue;
-        }
-        let is_finished = |run: &Run| run.status == "finished";
-        let any_finished = curves.iter().any(|(_, run, _)| is_finished(run));
-        let mut by_step: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
-        let mut averaged = 0;
-        for (seed, run, curve) in &curves {
-            rows.extend(curve.iter().map(|&(step, loss)| (label.name.clone(), *seed, step, loss)));
-            if is_finished(run) {
-                settled.extend(thin(curve).into_iter().map(|(_, loss)| loss));
-            } else if run.status == "diverged" {
-                let last = curve.iter().rfind(|(_, loss)| loss.is_finite());
-                one.crosses.extend(last.map(|&(step, loss)| (step as f64, Some(loss))));
-            }
-            if any_finished && !is_finished(run) {
-                continue;
-            }
-            averaged += 1;
-            for &(step, loss) in *curve {
-                by_step.entry(step).or_default().push(loss);
-            }
-        }
-        // The mean ends where the first seed does: past it, it would jump.
-        let means: Vec<(i64, f64)> = by_step
-            .into_iter()
-            .filter(|(_, losses)| losses.len() == averaged)
-            .filter_map(|(step, losses)| Some((step, mean(&losses)?)))
-            .collect();
-        one.points = thin(&means).into_iter().map(|(x, y)| Dot { x, y, whisker: None }).collect();
-        if curves.len() > 1 {
-            one.faint = curves.iter().map(|(_, _, curve)| thin(curve)).collect();
-        }
-        series.push(one);
-    }
-    if series.is_empty() {
-        return Ok(None);
-    }
-    if settled.is_empty() {
-        settled = series.iter().flat_map(|s| &s.points).map(|dot| dot.y).collect();
-    }
-    let steps = rows.iter().map(|(_, _, step, _)| *step as f64);
-    let pale = series.iter().any(|s| !s.faint.is_empty()).then_some("pale: single seeds");
-    let diverged = series.iter().any(|s| !s.crosses.is_empty()).then_some("× diverged");
-    let notes: Vec<&str> = pale.into_iter().chain(diverged).collect();
-    let title = "Training loss".to_string();
-    let chart = LineChart {
-        description: describe("step", "Training loss", &series),
-        x: Axis::around("optimizer step", Scale::Linear, 0.0, steps),
-        y: Axis::around("loss (nats per token)", Scale::Linear, 0.05, settled),
-        verticals: Vec::new(),
-        horizontals: Vec::new(),
-        note: notes.join("; "),
-        title: title.clone(),
-        series,
-    };
-    let frame = DataFrame::new_infer_height(vec![
-        tables::strings("label", rows.iter().map(|(label, ..)| label.clone())),
-        Column::new("seed".into(), rows.iter().map(|row| row.1).collect::<Vec<_>>()),
-        Column::new("step".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()),
-        Column::new("loss".into(), rows.iter().map(|row| row.3).collect::<Vec<_>>()),
-    ])?;
-    Ok(Some(Figure {
-        name: "loss".into(),
-        caption: "Means over the seeds that finished; single seeds are pale. The axis is that of the runs that finished: \
-                  a loss that leaves all bounds leaves the plot."
-            .into(),
-        title,
-        svg: chart.to_svg()?,
-        csv: tables::to_csv(&frame)?,
-    }))
-}
-
-/// The training loss of one run.
-type Curve<'a> = (i64, &'a Run, &'a [(i64, f64)]);
-
-fn curve(point: &Point) -> Option<Curve<'_>> {
-    let run = point.run.as_ref()?;
-    let losses = run.metrics.get(TRAINING_LOSS).filter(|losses| !losses.is_empty())?;
-    Some((point.seed, run, losses))
-}
-
-/// A curve of at most [`CURVE_POINTS`] points: the means of equally many neighbours.
-fn thin(curve: &[(i64, f64)]) -> Vec<(f64, f64)> {
-    let group = curve.len().div_ceil(CURVE_POINTS).max(1);
-    let mean_of = |chunk: &[(i64, f64)], of: &dyn Fn(&(i64, f64)) -> f64| {
-        chunk.iter().map(of).sum::<f64>() / chunk.len() as f64
-    };
-    curve
-        .chunks(group)
-        .map(|chunk| (mean_of(chunk, &|p| p.0 as f64), mean_of(chunk, &|p| p.1)))
-        .collect()
-}
-
-/// Bins of an octave.
-const BINS: f64 = 4.0;
-
-fn nll_by_position(summary: &Summary) -> Result<Option<Figure>> {
-    let mut series = Vec::new();
-    let mut rows: Vec<(String, f64, i64, i64, f64)> = Vec::new();
-    for (index, label) in summary.labels.iter().enumerate() {
-        // Bin -> (sum of nll, tokens) over all seeds: a token counts the same, whatever its seed.
-        let mut bins: BTreeMap<i64, (f64, i64, i64, i64)> = BTreeMap::new();
-        for (_, run) in label.finished() {
-            for row in run.position_nll.iter().filter(|r| r.split == summary.split && r.tokens > 0)
-            {
-                let centre = middle(row.start, row.end);
-                let bin = bins
-                    .entry((centre.log2() * BINS).floor() as i64)
-                    .or_insert((0.0, 0, row.start, row.end));
-                bin.0 += row.nll * row.tokens as f64;
-                bin.1 += row.tokens;
-                bin.2 = bin.2.min(row.start);
-                bin.3 = bin.3.max(row.end);
-            }
-        }
-        if bins.is_empty() {
-            continue;
-        }
-        let mut one = Series::new(&label.name, style(summary, index));
-        one.markers = false;
-        for (sum, tokens, start, end) in bins.into_values() {
-            let (x, nll) = (middle(start, end), sum / tokens as f64);
-            one.points.push(Dot { x, y: nll, whisker: None });
-            rows.push((label.name.clone(), nll, start, end, tokens as f64));
-        }
-        series.push(one);
-    }
-    if series.is_empty() {
-        return Ok(None);
-    }
-    let positions = series.iter().flat_map(|s| &s.points).map(|dot| dot.x);
-    let x =
-        Axis::around("tokens that the prediction sees (log scale)", Scale::Log2, 0.02, positions);
-    let title = "NLL by position".to_string();
-    let chart = LineChart {
-        description: describe("position", "NLL", &series),
-        verticals: training_length(summary, &x),
-        x,
-        y: axis_for("NLL (nats per token)", Scale::Linear, &series),
-        horizontals: Vec::new(),
-        note: String::new(),
-        title: title.clone(),
-        series,
-    };
-    let frame = DataFrame::new_infer_height(vec![
-        tables::strings("label", rows.iter().map(|row| row.0.clone())),
-        Column::new("start".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()),
-        Column::new("end".into(), rows.iter().map(|row| row.3).collect::<Vec<_>>()),
-        Column::new("tokens".into(), rows.iter().map(|row| row.4).collect::<Vec<_>>()),
-        Column::new("nll".into(), rows.iter().map(|row| row.1).collect::<Vec<_>>()),
-    ])?;
-    Ok(Some(Figure {
-        name: "nll_by_position".into(),
-        caption:
-            "Mean NLL of the predictions in each quarter of an octave of positions, over all seeds."
-                .into(),
-        title,
-        svg: chart.to_svg()?,
-        csv: tables::to_csv(&frame)?,
-    }))
-}
-
-/// The middle of `start..end` on a logarithmic axis; positions begin at 1.
-fn middle(start: i64, end: i64) -> f64 {
-    let (first, last) = (start.max(1) as f64, (end - 1).max(start).max(1) as f64);
-    (first * last).sqrt()
 }
 
 /// One number of each point: a key of its settings, or the only number that its axis' value sets.
@@ -359,12 +227,23 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
         (values.len() >= 3).then_some((axis, values))
     });
     let Some((axis, values)) = swept else { return Ok(None) };
+    let mut named: Vec<(String, f64)> = Vec::new();
+    for point in points {
+        if let Some(name) = point.settings[axis.as_str()].as_str()
+            && !named.iter().any(|(known, _)| known == name)
+        {
+            let x = swept_number(summary, axis, &point.settings[axis.as_str()]);
+            named.push((name.to_string(), x.expect("every point has it")));
+        }
+    }
 
     let is_perplexity = matches!(measure, Measure::Perplexity { .. });
     let shown = |loss: f64| if is_perplexity { loss.exp() } else { loss };
     // A line for each combination of the other settings.
     let mut series: Vec<Series> = Vec::new();
-    let mut rows: Vec<(String, f64, i64, String, Option<f64>)> = Vec::new();
+    // By the place in the plan: label, x, seed, status, value.
+    let mut rows: BTreeMap<usize, (&str, f64, i64, &str, Option<f64>)> = BTreeMap::new();
+    let place = |point: &Point| points.iter().position(|other| std::ptr::eq(other, point));
     for (index, label) in summary.labels.iter().enumerate() {
         let settings = &label.points[0].settings;
         let x = swept_number(summary, axis, &settings[axis.as_str()]).expect("every point has it");
@@ -379,10 +258,11 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
             series.len() - 1
         });
         let estimate = summary.estimate(index, measure);
-        for point in &label.points {
+        for &point in &label.points {
             let value =
                 estimate.as_ref().and_then(|e| e.by_seed.get(&point.seed)).map(|loss| shown(*loss));
-            rows.push((name.clone(), x, point.seed, point.status().to_string(), value));
+            let row = (label.key(), x, point.seed, point.status(), value);
+            rows.insert(place(point).expect("a point of the sweep"), row);
             match value {
                 Some(value) => series[at].dots.push((x, value)),
                 None if !point.is_open() => series[at].crosses.push((x, None)),
@@ -426,21 +306,25 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
         title: title.clone(),
         series,
     };
+    let rows: Vec<_> = rows.into_values().collect();
     let frame = DataFrame::new_infer_height(vec![
-        tables::strings("series", rows.iter().map(|row| row.0.clone())),
+        tables::strings("label", rows.iter().map(|row| row.0.to_string())),
         Column::new(short.into(), rows.iter().map(|row| row.1).collect::<Vec<_>>()),
         Column::new("seed".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()),
-        tables::strings("status", rows.iter().map(|row| row.3.clone())),
+        tables::strings("status", rows.iter().map(|row| row.3.to_string())),
         Column::new("value".into(), rows.iter().map(|row| row.4).collect::<Vec<_>>()),
     ])?;
+    let [svg, dark_svg] = draw(summary, &chart)?;
     Ok(Some(Figure {
         name: format!("by_{}", file_word(short)),
         caption: "Means over seeds with 95 % intervals; pale dots are single seeds. \
                   An × at the top marks a run that did not finish."
             .into(),
         title,
-        svg: chart.to_svg()?,
-        csv: tables::to_csv(&frame)?,
+        svg,
+        dark_svg,
+        frame,
+        sql: sql::by_number(summary, measure, axis, short, &named),
     }))
 }
 
@@ -487,7 +371,7 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
                 ("killed" | "failed" | "diverged", _) => one.crosses.push((*value, None)),
                 _ => {}
             }
-            rows.push((name.to_string(), *value, *point, peak));
+            rows.push((*value, *point, peak));
         }
         for (value, peaks) in peaks {
             one.points.push(Dot {
@@ -529,29 +413,37 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
         title: title.clone(),
         series,
     };
+    // In the order of the plan.
+    let place = |point: &Point| {
+        summary.comparison.points.iter().position(|other| std::ptr::eq(other, point))
+    };
+    rows.sort_by_cached_key(|(_, point, _)| place(point));
     let mut columns = vec![
-        tables::strings("series", rows.iter().map(|row| row.0.clone())),
-        Column::new(short.into(), rows.iter().map(|r| r.1 as i64).collect::<Vec<_>>()),
-        Column::new("seed".into(), rows.iter().map(|row| row.2.seed).collect::<Vec<_>>()),
-        tables::strings("status", rows.iter().map(|row| row.2.status().to_string())),
-        Column::new("peak_allocated_gib".into(), rows.iter().map(|row| row.3).collect::<Vec<_>>()),
+        tables::strings("label", rows.iter().map(|row| row.1.label.clone())),
+        Column::new(short.into(), rows.iter().map(|r| r.0 as i64).collect::<Vec<_>>()),
+        Column::new("seed".into(), rows.iter().map(|row| row.1.seed).collect::<Vec<_>>()),
+        tables::strings("status", rows.iter().map(|row| row.1.status().to_string())),
+        Column::new("peak_allocated_gib".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()),
     ];
     let mut caption = "Peak allocation of the runs that finished. An × is a run that did not: where memory ran out it stands \
                        at what was held plus what was asked for, at the top where that is off the plot or not known."
         .to_string();
     if probes {
         let layers: Vec<Option<i64>> =
-            rows.iter().map(|row| row.2.probe_layers().map(|layers| layers as i64)).collect();
+            rows.iter().map(|row| row.1.probe_layers().map(|layers| layers as i64)).collect();
         columns.push(Column::new("probe_layers".into(), layers));
         caption
             .push_str(" Where no run of all layers has a result, a probe of some of them stands.");
     }
+    let [svg, dark_svg] = draw(summary, &chart)?;
     Ok(Some(Figure {
         name: "memory".into(),
         caption,
         title,
-        svg: chart.to_svg()?,
-        csv: tables::to_csv(&DataFrame::new_infer_height(columns)?)?,
+        svg,
+        dark_svg,
+        frame: DataFrame::new_infer_height(columns)?,
+        sql: sql::memory(summary, parameter, short, probes),
     }))
 }
 
@@ -564,7 +456,7 @@ fn cap(point: &Point) -> Option<(i64, &'static str)> {
 }
 
 /// `learning_rate` of `train.learning_rate`.
-fn last_part(key: &str) -> &str {
+pub(super) fn last_part(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 

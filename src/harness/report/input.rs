@@ -1,5 +1,6 @@
 //! What a report reads: one sweep of the store, whole, in plain values and in a fixed order.
 
+use super::summary::{EVAL_LOSS, TRAINING_LOSS};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, Row};
 use serde_json::{Map, Value};
@@ -16,6 +17,8 @@ pub struct Comparison {
     pub file: String,
     /// The sweep file as JSON.
     pub spec: Value,
+    /// When it was last planned, in seconds since 1970-01-01 UTC.
+    pub planned_at: f64,
     /// `user_version` of the store.
     pub store_version: i64,
     /// In the order of the plan.
@@ -55,7 +58,7 @@ pub struct Run {
     /// Bytes that there were when memory ran out.
     pub total_bytes: Option<i64>,
     pub params: BTreeMap<String, Value>,
-    /// Key -> (step, value), by step.
+    /// Key -> (step, value), by step: of the scalars that a report shows.
     pub metrics: BTreeMap<String, Vec<(i64, f64)>>,
     /// Of the last step that has any.
     pub perplexity: Vec<Perplexity>,
@@ -99,17 +102,9 @@ impl Comparison {
     ///
     /// When there is no store, it can't be read, or it has no sweep of that name.
     pub fn read(results: &Path, name: &str) -> Result<Comparison> {
-        let path = results.join("fathom.db");
-        if !path.is_file() {
-            bail!(
-                "{}: expected a store, found no such file\n  help: run a sweep first, or name its results with --results",
-                path.display()
-            );
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut store = Connection::open_with_flags(&path, flags)
-            .with_context(|| format!("{}: the store can't be opened", path.display()))?;
+        let mut store = open(results)?;
         let transaction = store.transaction()?;
+        let path = results.join(STORE);
         Comparison::read_from(&transaction, name).with_context(|| path.display().to_string())
     }
 
@@ -119,8 +114,7 @@ impl Comparison {
     ///
     /// When the store can't be read or has no sweep of that name.
     pub fn read_from(store: &Connection, name: &str) -> Result<Comparison> {
-        let names: Vec<String> =
-            rows(store, "SELECT name FROM sweeps ORDER BY name", [], |row| Ok(row.get(0)?))?;
+        let names = names(store)?;
         if !names.iter().any(|n| n == name) {
             let known = match names.as_slice() {
                 [] => "none".to_string(),
@@ -130,12 +124,18 @@ impl Comparison {
                 "sweep `{name}`: expected a sweep of the store, found no such name\n  help: the store has {known}"
             );
         }
-        let (sweep_id, file, question, spec): (i64, String, Option<String>, String) = store
-            .query_row(
-                "SELECT id, file, question, spec FROM sweeps WHERE name = ?1",
-                [name],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-            )?;
+        let (sweep_id, file, question, spec, planned_at): (
+            i64,
+            String,
+            Option<String>,
+            String,
+            f64,
+        ) = store.query_row(
+            "SELECT id, file, question, spec, planned_at FROM sweeps WHERE name = ?1",
+            [name],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+        )?;
+        let shown = shown_keys(store)?;
         let sql = "SELECT label, seed, settings, run_id FROM points WHERE sweep_id = ?1 ORDER BY position";
         let mut points: Vec<Point> = rows(store, sql, [sweep_id], |row| {
             Ok(Point {
@@ -147,13 +147,14 @@ impl Comparison {
             })
         })?;
         for point in &mut points {
-            point.run =
-                read_run(store, &point.run_id).with_context(|| format!("run {}", point.run_id))?;
+            point.run = read_run(store, &point.run_id, &shown)
+                .with_context(|| format!("run {}", point.run_id))?;
         }
         Ok(Comparison {
             sweep: name.to_string(),
             question: question.map(|q| q.trim().to_string()).filter(|q| !q.is_empty()),
             file,
+            planned_at,
             spec: serde_json::from_str(&spec).context("sweeps.spec is no JSON")?,
             store_version: store.query_row("PRAGMA user_version", [], |row| row.get(0))?,
             points,
@@ -161,7 +162,46 @@ impl Comparison {
     }
 }
 
-fn read_run(store: &Connection, run_id: &str) -> Result<Option<Run>> {
+const STORE: &str = "fathom.db";
+
+/// The names of all sweeps of the store in the folder `results`, sorted.
+///
+/// # Errors
+///
+/// When there is no store or it can't be read.
+pub fn sweeps(results: &Path) -> Result<Vec<String>> {
+    names(&open(results)?)
+}
+
+fn open(results: &Path) -> Result<Connection> {
+    let path = results.join(STORE);
+    if !path.is_file() {
+        bail!(
+            "{}: expected a store, found no such file\n  help: run a sweep first, or name its results with --results",
+            path.display()
+        );
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(&path, flags)
+        .with_context(|| format!("{}: the store can't be opened", path.display()))
+}
+
+fn names(store: &Connection) -> Result<Vec<String>> {
+    rows(store, "SELECT name FROM sweeps ORDER BY name", [], |row| Ok(row.get(0)?))
+}
+
+/// The scalars that a report shows; those that begin with [`EVAL_LOSS`] beside them. Others may be many, and are not read.
+const SHOWN: [&str; 3] = [TRAINING_LOSS, "tokens_per_second", "step_seconds"];
+
+/// The store's ids of these scalars, with their names.
+fn shown_keys(store: &Connection) -> Result<Vec<(i64, String)>> {
+    let sql = "SELECT id, key FROM metric_keys ORDER BY key";
+    let mut keys: Vec<(i64, String)> = rows(store, sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    keys.retain(|(_, key)| SHOWN.contains(&key.as_str()) || key.starts_with(EVAL_LOSS));
+    Ok(keys)
+}
+
+fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result<Option<Run>> {
     let sql = "SELECT id, status, status_detail, seconds, step, tokens, peak_allocated, code_version, git_commit, \
                git_dirty, device, device_name, driver, libtorch, digests, asked_bytes, free_bytes \
                FROM runs WHERE run_id = ?1";
@@ -204,12 +244,12 @@ fn read_run(store: &Connection, run_id: &str) -> Result<Option<Run>> {
         .into_iter()
         .collect();
 
-    let sql = "SELECT k.key, m.step, m.value FROM metrics m JOIN metric_keys k ON k.id = m.key \
-               WHERE m.run = ?1 ORDER BY k.key, m.step";
-    for (key, step, value) in
-        rows(store, sql, [id], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, number(row, 2)?)))?
-    {
-        run.metrics.entry(key).or_default().push((step, value));
+    let sql = "SELECT step, value FROM metrics WHERE run = ?1 AND key = ?2 ORDER BY step";
+    for (key, name) in shown {
+        let values = rows(store, sql, [id, *key], |row| Ok((row.get(0)?, number(row, 1)?)))?;
+        if !values.is_empty() {
+            run.metrics.insert(name.clone(), values);
+        }
     }
 
     let sql = "SELECT split, method, context_length, tokens, nll, nll_low, nll_high, window_nll FROM perplexity \

@@ -1,20 +1,34 @@
 //! Reports: a sweep of the store as a page of markdown with its tables, figures and numbers.
 //!
 //! A report reads the store and nothing else, and can't start a run: the same store gives the same bytes. The way of a
-//! report: [`input`] reads the sweep, [`summary`] judges it with [`statistics`], [`tables`] and [`figures`] put it into
-//! frames and plots, [`page`] writes it down with the [`answer`] first, and [`write_report`] puts the files in place.
+//! report: [`input`] reads the sweep, [`summary`] judges it with [`statistics`], [`against`] tests every label against the
+//! baseline, [`sensitivity`] asks which axis matters, [`tables`] and [`figures`] put it into frames and plots with the query
+//! ([`sql`]) of each, [`page`] writes it down with the [`answer`] first, and [`write_report`] puts the files in place.
+//! [`write_reports`] does so for every sweep, with an [`index`](mod@index).
 
+pub mod against;
 pub mod answer;
+pub mod curves;
+pub mod difference;
 pub mod figures;
+pub mod how_to_read;
+pub mod index;
 pub mod input;
+pub mod latex;
 pub mod memory;
+pub mod multiples;
 pub mod page;
+pub mod pareto;
 pub mod plot;
+pub mod sensitivity;
+pub mod significance;
+pub mod sql;
 pub mod statistics;
 pub mod summary;
 pub mod tables;
 
 use anyhow::{Context, Result, ensure};
+use index::Entry;
 use input::Comparison;
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,6 +40,8 @@ pub type Files = BTreeMap<String, String>;
 
 /// The page's own file.
 const PAGE: &str = "report.md";
+/// The page that lists all reports.
+const INDEX: &str = "index.md";
 
 /// Writes the report of `sweep` from the store in `results` to the folder `out/<sweep>/` and returns the page's path.
 ///
@@ -39,6 +55,27 @@ pub fn write_report(results: &Path, sweep: &str, out: &Path) -> Result<PathBuf> 
     let comparison = Comparison::read(results, sweep)?;
     let files = render(&comparison)?;
     put_in_place(&files, sweep, out)
+}
+
+/// Writes the report of every sweep of the store in `results`, and `out/index.md` that lists them; returns its path.
+///
+/// # Errors
+///
+/// As [`write_report`]; those that were written before stay.
+pub fn write_reports(results: &Path, out: &Path) -> Result<PathBuf> {
+    let mut entries = Vec::new();
+    for sweep in input::sweeps(results)? {
+        let comparison = Comparison::read(results, &sweep)?;
+        put_in_place(&render(&comparison)?, &sweep, out)?;
+        entries.push(Entry::of(&Summary::new(&comparison)));
+    }
+    fs::create_dir_all(out).with_context(|| format!("{}: can't be made", out.display()))?;
+    let (index, part) =
+        (out.join(INDEX), out.join(format!(".{INDEX}.part-{}", std::process::id())));
+    fs::write(&part, index::page(&entries)?)
+        .and_then(|()| fs::rename(&part, &index))
+        .with_context(|| format!("{}: can't be written", index.display()))?;
+    Ok(index)
 }
 
 /// Renders every file of the report.
@@ -57,8 +94,9 @@ pub fn render(comparison: &Comparison) -> Result<Files> {
         files.insert("perplexity_by_run.csv".into(), tables::to_csv(&by_run)?);
     }
     for figure in figures {
+        files.insert(format!("{}.csv", figure.name), tables::to_csv(&figure.frame)?);
         files.insert(format!("{}.svg", figure.name), figure.svg);
-        files.insert(format!("{}.csv", figure.name), figure.csv);
+        files.insert(format!("{}_dark.svg", figure.name), figure.dark_svg);
     }
     // The next report must know which files are this one's, to remove those it does not write again.
     let names: Vec<&str> = files.keys().map(String::as_str).collect();

@@ -2,16 +2,21 @@
 //!
 //! [`page`] is the table of contents; each section is a function below it.
 
+use super::against::Comparisons;
 use super::answer::{answer, count, measure_name, reason, whole};
 use super::figures::Figure;
+use super::how_to_read::how_to_read;
 use super::input::Run;
-use super::memory;
+use super::pareto::{Cost, traded};
 use super::plot::axis::length_label;
+use super::plot::canvas::escape;
 use super::statistics::Interval;
-use super::summary::{Measure, Summary, TRAINING_LOSS, plain};
-use super::tables::{pivot, rows_to_markdown, to_markdown};
+use super::summary::{Measure, Summary, plain};
+use super::tables::{numbers_to_markdown, pivot, rows_to_markdown, to_markdown};
+use super::{latex, memory, sensitivity};
 use anyhow::Result;
 use fathom_spec::units::{Bytes, Tokens, format_number, format_seconds};
+use polars::prelude::DataFrame;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -21,16 +26,19 @@ use std::path::Path;
 ///
 /// When a table can't be made.
 pub fn page(summary: &Summary, figures: &[Figure]) -> Result<String> {
+    let comparisons = Comparisons::of(summary);
     let sections = [
         title(summary),
         warnings(summary),
         format!("## Answer\n\n{}\n", answer(summary).join("\n\n")),
         results(summary)?,
-        show_figures(figures),
+        comparisons.section(summary)?,
+        sensitivity::section(summary)?,
+        show_figures(figures)?,
         points(summary)?,
         parameters(summary)?,
         cost(summary)?,
-        how_to_read(summary),
+        how_to_read(summary, &comparisons, !figures.is_empty()),
         provenance(summary)?,
     ];
     let sections: Vec<&str> =
@@ -95,8 +103,13 @@ fn results(summary: &Summary) -> Result<String> {
         Measure::Ceiling { parameter } => section.push_str(&search(summary, parameter)?),
         Measure::PeakMemory => section.push_str(&memory::by_label(summary)?),
         measure => {
+            let table = results_table(summary, summary.methods.first(), true)?;
             section.push_str(&caption(summary, measure, summary.methods.first()));
-            section.push_str(&results_table(summary, summary.methods.first(), true)?);
+            section.push_str(&to_markdown(&table)?);
+            section.push_str(&format!(
+                "\n<details><summary>This table as LaTeX</summary>\n\n```latex\n{}```\n\n</details>\n",
+                latex::table(&table, &latex::caption(summary), &summary.comparison.sweep)?
+            ));
         }
     }
     let predicted = match summary.measure {
@@ -108,7 +121,7 @@ fn results(summary: &Summary) -> Result<String> {
     }
     for method in summary.methods.iter().skip(1) {
         section.push_str(&format!("\nBy the other method, {}:\n\n", method_name(method)));
-        section.push_str(&results_table(summary, Some(method), false)?);
+        section.push_str(&to_markdown(&results_table(summary, Some(method), false)?)?);
     }
     if !summary.methods.is_empty() {
         section.push_str(
@@ -138,7 +151,7 @@ fn caption(summary: &Summary, measure: &Measure, method: Option<&String>) -> Str
 }
 
 /// A row a label; `whole` adds what does not depend on the evaluation's method.
-fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Result<String> {
+fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Result<DataFrame> {
     let key = summary.loss_key();
     let mut cells: Vec<(String, String, String)> = Vec::new();
     let mut columns: Vec<(String, Measure)> = Vec::new();
@@ -158,6 +171,13 @@ fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Res
                 summary.alike(best, measure).into_iter().chain([best]).collect()
             }
             _ => BTreeSet::new(),
+        })
+        .collect();
+    let fronts: Vec<(Cost, BTreeSet<usize>)> = Cost::ALL
+        .into_iter()
+        .map(|cost| {
+            let on = traded(summary, cost).into_iter().filter(|one| one.on_front);
+            (cost, on.map(|one| one.label).collect())
         })
         .collect();
     for (index, label) in summary.labels.iter().enumerate() {
@@ -183,7 +203,13 @@ fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Res
             cells.push((row.clone(), "peak memory".into(), peak.map_or("–".into(), bytes)));
             let rates: Vec<f64> = runs.iter().filter_map(|run| run.tokens_per_second()).collect();
             let rate = super::statistics::mean(&rates).map_or("–".into(), |r| format!("{r:.0}"));
-            cells.push((row, "tokens/s".into(), rate));
+            cells.push((row.clone(), "tokens/s".into(), rate));
+            if fronts.iter().any(|(_, labels)| !labels.is_empty()) {
+                let on = fronts.iter().filter(|(_, labels)| labels.contains(&index));
+                let on: Vec<&str> = on.map(|(cost, _)| cost.name()).collect();
+                let on = if on.is_empty() { "–".into() } else { on.join(", ") };
+                cells.push((row, "front".into(), on));
+            }
         }
     }
     // The number of seeds heads the table's right half: first come the numbers that are compared.
@@ -191,9 +217,10 @@ fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Res
         "seeds" => 1,
         "peak memory" => 2,
         "tokens/s" => 3,
+        "front" => 4,
         _ => 0,
     });
-    to_markdown(&pivot(&text(&summary.column), &cells)?)
+    pivot(&text(&summary.column), &cells)
 }
 
 /// What a search found in tables: memory by value and case, predictions, phases, then every run.
@@ -247,20 +274,38 @@ fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
     Ok(head.to_string() + &rows_to_markdown(&heads, &rows)?)
 }
 
-fn show_figures(figures: &[Figure]) -> String {
+/// Rows of a figure's numbers that its fold shows.
+const FEW_ROWS: usize = 24;
+
+fn show_figures(figures: &[Figure]) -> Result<String> {
     if figures.is_empty() {
-        return String::new();
+        return Ok(String::new());
     }
     let mut section = String::from("## Figures\n");
-    for Figure { name, title, caption, .. } in figures {
+    for Figure { name, title, caption, frame, sql, .. } in figures {
+        let rows = match frame.height() {
+            0..=FEW_ROWS => format!("\n{}", numbers_to_markdown(frame)?),
+            _ => String::new(),
+        };
         section.push_str(&format!(
-            "\n### {}\n\n![{}]({name}.svg)\n\n{caption}\n\n\
-             <details><summary>The numbers in this figure</summary>\n\n[{name}.csv]({name}.csv)\n\n</details>\n",
+            "\n### {}\n\n{}\n\n{caption}\n\n\
+             <details><summary>The numbers in this figure, and the query that gives them</summary>\n\n\
+             [{name}.csv]({name}.csv), {}\n{rows}\n```sql\n{sql}\n```\n\n</details>\n",
             text(title),
-            text(title)
+            picture(name, title),
+            count(frame.height(), "row"),
         ));
     }
-    section
+    Ok(section)
+}
+
+/// The plot on a page of either colour.
+fn picture(name: &str, title: &str) -> String {
+    let alternative = escape(title).replace('"', "&quot;");
+    format!(
+        "<picture>\n  <source media=\"(prefers-color-scheme: dark)\" srcset=\"{name}_dark.svg\">\n  \
+         <img alt=\"{alternative}\" src=\"{name}.svg\">\n</picture>"
+    )
 }
 
 /// Points that a table shows unfolded.
@@ -378,70 +423,6 @@ fn cost(summary: &Summary) -> Result<String> {
          evaluation too.\n\n{table}",
         if spent.is_empty() { "nothing".to_string() } else { spent.join(" and ") }
     ))
-}
-
-fn how_to_read(summary: &Summary) -> String {
-    let mut lines: Vec<String> = Vec::new();
-    if !summary.methods.is_empty() {
-        lines.push(format!(
-            "**Perplexity** is exp of the mean NLL (natural log, per token) over the predictions that count, on the split {}.",
-            in_code(&summary.split)
-        ));
-    }
-    for method in &summary.methods {
-        lines.push(match method.as_str() {
-            "last_stride" => {
-                let strides: BTreeSet<String> = summary
-                    .comparison
-                    .points
-                    .iter()
-                    .filter_map(|p| Some(plain(p.run.as_ref()?.params.get("eval.last_stride")?)))
-                    .collect();
-                let stride = match strides.into_iter().collect::<Vec<_>>().as_slice() {
-                    [one] => format!("the last {one}"),
-                    _ => "the last few (`eval.last_stride`)".to_string(),
-                };
-                format!("**Last stride**: windows of the context length; only {stride} predictions of each count, so every one sees about the whole length.")
-            }
-            "prefix" => "**Prefix**: one forward over the first tokens of a document, as many as the context length; all \
-                         its predictions count, the early ones that see little too. Documents that are shorter do not count."
-                .into(),
-            other => format!("**{}**: as the engine defines it.", text(method_name(other))),
-        });
-    }
-    if let Measure::Ceiling { .. } = summary.measure {
-        lines.push(
-            "**The search** halves the range between a value that finished and one that did not. A run that ran out of \
-             memory or diverged counts as one that did not; a run that failed, was killed, stopped or lost counts for \
-             nothing."
-                .into(),
-        );
-    } else if summary.measure != Measure::PeakMemory {
-        lines.push(format!(
-            "**Intervals** are Student's 95 % intervals of the mean over seeds (n - 1 degrees of freedom), taken in nats; \
-             those of perplexity are exp of their ends, hence not quite symmetrical: ± is half of their width, and where \
-             that would mislead both ends are given. With one seed there are none.{}",
-            match summary.methods.is_empty() {
-                true => "",
-                false => " An NLL's interval takes the evaluated documents as given: it says what other seeds would \
-                          give, not other texts.",
-            }
-        ));
-        lines.push(
-            "**Not distinguishable**: the 95 % interval of the mean difference from the best, paired by seed (and for \
-             perplexity by evaluated window), includes zero or lies within 0.0005 nats of it. With one seed the interval is a \
-             percentile bootstrap over windows (10,000 resamples). No correction is made for the number of comparisons."
-                .into(),
-        );
-    }
-    lines.extend(match summary.loss_key().as_str() {
-        _ if matches!(summary.measure, Measure::Ceiling { .. } | Measure::PeakMemory) => None,
-        TRAINING_LOSS => Some("**Final loss** is the mean training loss of the last ten steps: no split was evaluated.".into()),
-        key => Some( format!("**Final loss** is the last value of {}, in nats per token.", in_code(key))),
-    });
-    lines.push("**Peak memory** is the largest allocation of any step or phase, on the CPU resident memory; **tokens/s** is the median over steps.".into());
-    let lines: Vec<String> = lines.into_iter().map(|line| format!("- {line}")).collect();
-    format!("## How to read this\n\n{}\n", lines.join("\n"))
 }
 
 fn provenance(summary: &Summary) -> Result<String> {

@@ -6,6 +6,8 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use statrs::distribution::{ContinuousCDF, StudentsT};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 /// A mean and the 95 % interval about it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,23 +86,39 @@ pub fn bootstrap_interval(values: &[f64]) -> Option<Interval> {
     if values.len() < 2 || values.iter().any(|x| !x.is_finite()) {
         return None;
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
     let n = values.len();
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| values[rng.random_range(0..n)]).sum::<f64>() / n as f64)
-        .collect();
-    means.sort_by(f64::total_cmp);
-    Some(Interval {
-        mean: mean(values)?,
-        low: percentile(&means, 0.025),
-        high: percentile(&means, 0.975),
-    })
+    let mean_of = |drawn: &[u32]| drawn.iter().map(|&i| values[i as usize]).sum::<f64>() / n as f64;
+    let mut means: Vec<f64> = resamples(n).chunks(n).map(mean_of).collect();
+    let low = percentile(&mut means, 0.025);
+    Some(Interval { mean: mean(values)?, low, high: percentile(&mut means, 0.975) })
 }
 
-/// The value at `fraction` of a sorted list, between neighbours by linear interpolation (numpy's default).
-fn percentile(sorted: &[f64], fraction: f64) -> f64 {
-    let at = fraction * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+/// Which of `n` values each resample draws, one after another.
+///
+/// They depend on `n` alone, and a report asks for the same ones thousands of times: they are drawn once.
+fn resamples(n: usize) -> Arc<[u32]> {
+    static DRAWN: Mutex<BTreeMap<usize, Arc<[u32]>>> = Mutex::new(BTreeMap::new());
+    let draw = || -> Arc<[u32]> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        (0..n * RESAMPLES).map(|_| rng.random_range(0..n) as u32).collect()
+    };
+    if n > KEPT_WINDOWS {
+        return draw();
+    }
+    let mut drawn = DRAWN.lock().expect("drawing does not panic");
+    Arc::clone(drawn.entry(n).or_insert_with(draw))
+}
+
+/// Lists of which the draws are kept: 40 kB a window.
+const KEPT_WINDOWS: usize = 256;
+
+/// The value at `fraction` of the list once sorted, between neighbours by linear interpolation (numpy's default); changes its
+/// order.
+fn percentile(values: &mut [f64], fraction: f64) -> f64 {
+    let at = fraction * (values.len() - 1) as f64;
+    let (_, &mut below, higher) =
+        values.select_nth_unstable_by(at.floor() as usize, f64::total_cmp);
+    let above = higher.iter().copied().min_by(f64::total_cmp).unwrap_or(below);
     below + (above - below) * at.fract()
 }
 
@@ -169,10 +187,11 @@ mod tests {
     #[test]
     fn percentiles_interpolate() {
         // numpy.percentile([1, 2, 4, 8], [2.5, 50, 97.5])
-        let sorted = [1.0, 2.0, 4.0, 8.0];
-        close(percentile(&sorted, 0.025), 1.075, 1e-12);
-        close(percentile(&sorted, 0.5), 3.0, 1e-12);
-        close(percentile(&sorted, 0.975), 7.7, 1e-12);
+        let mut values = [8.0, 2.0, 1.0, 4.0];
+        close(percentile(&mut values, 0.025), 1.075, 1e-12);
+        close(percentile(&mut values, 0.5), 3.0, 1e-12);
+        close(percentile(&mut values, 0.975), 7.7, 1e-12);
+        close(percentile(&mut values, 1.0), 8.0, 1e-12);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a sweep shows: its labels, the measure they are judged by, which is best, and what can't be told from it.
 
+use super::difference::{Difference, Pairs};
 use super::input::{Comparison, Perplexity, Point, Run};
 use super::page::in_code;
-use super::statistics::{Interval, bootstrap_interval, mean, paired_differences, t_interval};
+use super::statistics::{Interval, mean, paired_differences, t_interval};
 use fathom_spec::config::RANDOM_CORPUS;
+use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,29 +57,6 @@ pub struct Estimate {
     pub mean: f64,
     /// Over seeds; `None` with fewer than two.
     pub interval: Option<Interval>,
-}
-
-/// How far one label is from another, paired.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Difference {
-    pub mean: f64,
-    /// `None` where there is but one seed and no windows to resample.
-    pub interval: Option<Interval>,
-    pub seeds: usize,
-    /// Whether the interval is over the windows of the only common seed.
-    pub over_windows: bool,
-}
-
-/// Nats that nobody would choose by, however sure the sign is: 0.05 % of a perplexity.
-pub const NEGLIGIBLE: f64 = 5e-4;
-
-impl Difference {
-    /// Whether the interval leaves out zero, and reaches further than [`NEGLIGIBLE`].
-    pub fn is_distinguishable(&self) -> bool {
-        self.interval.is_some_and(|interval| {
-            !interval.includes_zero() && interval.low.abs().max(interval.high.abs()) >= NEGLIGIBLE
-        })
-    }
 }
 
 /// What a search has found in one case: between which values of its parameter the ceiling lies.
@@ -179,8 +158,15 @@ impl Run {
 
 /// The metric of a step's training loss.
 pub const TRAINING_LOSS: &str = "loss";
+/// What the metrics of the losses on splits begin with.
+pub const EVAL_LOSS: &str = "eval_loss.";
 
 impl Label<'_> {
+    /// As the store names it.
+    pub fn key(&self) -> &str {
+        &self.points[0].label
+    }
+
     pub fn finished(&self) -> impl Iterator<Item = (i64, &Run)> {
         self.points.iter().filter_map(|point| Some((point.seed, point.finished()?)))
     }
@@ -309,7 +295,8 @@ impl<'a> Summary<'a> {
         Some(Estimate { mean: mean(&values)?, interval: t_interval(&values), by_seed })
     }
 
-    fn value(&self, run: &Run, measure: &Measure) -> Option<f64> {
+    /// The measure of one run: in nats, or bytes.
+    pub fn value(&self, run: &Run, measure: &Measure) -> Option<f64> {
         match measure {
             Measure::Perplexity { method, context_length } => {
                 Some(self.perplexity_row(run, method, *context_length)?.nll)
@@ -333,9 +320,14 @@ impl<'a> Summary<'a> {
     /// The interval is Student's over the seeds that both have; with one such seed it is the bootstrap's over windows.
     /// `None` when they have no seed in common, or a value is no number.
     pub fn difference(&self, a: usize, b: usize, measure: &Measure) -> Option<Difference> {
+        self.pairs(a, b, measure).difference()
+    }
+
+    /// `a - b` of each seed that both have, and of each evaluated window.
+    pub fn pairs(&self, a: usize, b: usize, measure: &Measure) -> Pairs {
         let runs_of_b: BTreeMap<i64, &Run> = self.labels[b].finished().collect();
-        let mut by_seed: Vec<f64> = Vec::new();
-        let mut windows: Option<Vec<f64>> = None;
+        let mut pairs = Pairs::default();
+        let mut windows: Vec<Vec<f64>> = Vec::new();
         for (seed, run_a) in self.labels[a].finished() {
             let Some(run_b) = runs_of_b.get(&seed) else { continue };
             let (Some(value_a), Some(value_b)) =
@@ -343,16 +335,19 @@ impl<'a> Summary<'a> {
             else {
                 continue;
             };
-            windows = self.window_differences(run_a, run_b, measure);
-            by_seed.push(windows.as_deref().and_then(mean).unwrap_or(value_a - value_b));
+            let of_seed = self.window_differences(run_a, run_b, measure).unwrap_or_default();
+            pairs.by_seed.push(mean(&of_seed).unwrap_or(value_a - value_b));
+            windows.push(of_seed);
         }
-        let mean = mean(&by_seed).filter(|mean| mean.is_finite())?;
-        let over_windows = by_seed.len() == 1;
-        let interval = match over_windows {
-            true => bootstrap_interval(&windows.unwrap_or_default()),
-            false => t_interval(&by_seed),
-        };
-        Some(Difference { mean, interval, seeds: by_seed.len(), over_windows })
+        if let Some(first) = windows.first()
+            && windows.iter().all(|of_seed| of_seed.len() == first.len())
+        {
+            let over_seeds = |window: usize| {
+                windows.iter().map(|of_seed| of_seed[window]).sum::<f64>() / windows.len() as f64
+            };
+            pairs.by_window = (0..first.len()).map(over_seeds).collect();
+        }
+        pairs
     }
 
     fn window_differences(&self, a: &Run, b: &Run, measure: &Measure) -> Option<Vec<f64>> {
@@ -365,12 +360,19 @@ impl<'a> Summary<'a> {
     /// The labels that can't be told from `best`, itself left out: `(label, whether an interval says so)`.
     pub fn alike(&self, best: usize, measure: &Measure) -> Vec<usize> {
         (0..self.labels.len())
+            .into_par_iter()
             .filter(|&label| label != best)
             .filter(|&label| {
-                let difference = self.difference(label, best, measure);
+                let pairs = self.pairs(label, best, measure);
+                let difference = if pairs.all_agree() { None } else { pairs.difference() };
                 difference.is_some_and(|difference| !difference.is_distinguishable())
             })
             .collect()
+    }
+
+    /// Whether the two have a seed in common at which both have a number.
+    pub fn can_be_compared(&self, a: usize, b: usize, measure: &Measure) -> bool {
+        mean(&self.pairs(a, b, measure).by_seed).is_some_and(f64::is_finite)
     }
 
     /// What a search has found in each of its cases, in the order of the plan; before it what heads their names: the axes
@@ -477,11 +479,9 @@ pub fn plain(value: &Value) -> String {
 /// The loss on `split` where a finished run has it, otherwise on the first split, otherwise the training loss.
 fn loss_key(comparison: &Comparison, split: &str) -> String {
     let finished = comparison.points.iter().filter_map(Point::finished);
-    let keys: BTreeSet<&String> = finished
-        .flat_map(|run| run.metrics.keys())
-        .filter(|k| k.starts_with("eval_loss."))
-        .collect();
-    let wanted = format!("eval_loss.{split}");
+    let keys: BTreeSet<&String> =
+        finished.flat_map(|run| run.metrics.keys()).filter(|k| k.starts_with(EVAL_LOSS)).collect();
+    let wanted = format!("{EVAL_LOSS}{split}");
     match keys.contains(&wanted) {
         true => wanted,
         false => keys.first().map_or(TRAINING_LOSS.to_string(), |key| key.to_string()),
@@ -491,7 +491,7 @@ fn loss_key(comparison: &Comparison, split: &str) -> String {
 fn is_of_random_tokens(comparison: &Comparison) -> bool {
     let mut runs = comparison.points.iter().filter_map(|point| point.run.as_ref()).peekable();
     let is_random = |run: &Run| {
-        let evaluated = run.metrics.keys().any(|key| key.starts_with("eval_loss."));
+        let evaluated = run.metrics.keys().any(|key| key.starts_with(EVAL_LOSS));
         run.params.get("data.corpus").is_some_and(|c| c == RANDOM_CORPUS) && !evaluated
     };
     runs.peek().is_some() && runs.all(is_random)
@@ -575,23 +575,5 @@ fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
         probes: points.iter().filter(|(_, point)| point.probe_layers().is_some()).count(),
         is_confirmed,
         points,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A sure difference of next to nothing is none.
-    #[test]
-    fn a_difference_has_to_matter_to_be_told() {
-        let told = |low: f64, high: f64| {
-            let interval = Some(Interval { mean: (low + high) / 2.0, low, high });
-            let (mean, seeds, over_windows) = ((low + high) / 2.0, 3, false);
-            Difference { mean, interval, seeds, over_windows }.is_distinguishable()
-        };
-        assert!(told(0.01, 0.02) && told(-0.02, -0.01) && told(1e-6, 0.01));
-        assert!(!told(-0.01, 0.02), "zero is inside");
-        assert!(!told(1e-6, 1e-4) && !told(-1e-4, -1e-6), "next to nothing");
     }
 }

@@ -1,9 +1,10 @@
-//! Data frames: grouped over seeds, pivoted into tables, written as CSV and as markdown.
+//! Data frames: pivoted into tables, written as CSV and as markdown.
 
 use super::input::Point;
-use super::statistics::t_interval;
+use super::page;
 use super::summary::Summary;
 use anyhow::Result;
+use fathom_spec::units::format_number;
 use polars::prelude::*;
 
 /// One row a run, method and context length: label, seed, method, context_length, tokens, windows, nll.
@@ -12,7 +13,7 @@ pub fn perplexity(summary: &Summary) -> Result<DataFrame> {
     for label in &summary.labels {
         for (seed, run) in label.finished() {
             for row in run.perplexity.iter().filter(|row| row.split == summary.split) {
-                rows.push((label.name.as_str(), seed, row));
+                rows.push((label.key(), seed, row));
             }
         }
     }
@@ -36,47 +37,13 @@ pub fn perplexity(summary: &Summary) -> Result<DataFrame> {
     ])?)
 }
 
-/// The means over seeds of `runs` (of [`perplexity`]): one row a label, method and context length.
-///
-/// `nll_low` and `nll_high` bound Student's 95 % interval, and are empty with fewer than two seeds.
-pub fn over_seeds(runs: &DataFrame) -> Result<DataFrame> {
-    if runs.height() == 0 {
-        let mut empty = runs.drop_many(["seed", "windows", "tokens"]);
-        let seeds = Column::new_empty("seeds".into(), &DataType::Int64);
-        empty.insert_column(3, seeds)?;
-        return Ok(empty);
-    }
-    let keys = ["label", "method", "context_length"];
-    let means = runs.group_by_stable(keys)?.apply(|group| {
-        let values: Vec<f64> = group.column("nll")?.f64()?.into_no_null_iter().collect();
-        let interval = t_interval(&values);
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let mut columns: Vec<Column> = keys
-            .iter()
-            .map(|key| Ok(group.column(key)?.head(Some(1))))
-            .collect::<PolarsResult<_>>()?;
-        columns.push(Column::new("seeds".into(), [values.len() as i64]));
-        let numbers = [
-            ("nll", Some(mean)),
-            ("nll_low", interval.map(|i| i.low)),
-            ("nll_high", interval.map(|i| i.high)),
-            ("perplexity", Some(mean.exp())),
-            ("perplexity_low", interval.map(|i| i.low.exp())),
-            ("perplexity_high", interval.map(|i| i.high.exp())),
-        ];
-        columns.extend(numbers.map(|(name, value)| Column::new(name.into(), [value])));
-        DataFrame::new_infer_height(columns)
-    })?;
-    Ok(means)
-}
-
 /// One row a point: what became of it.
 pub fn runs(summary: &Summary) -> Result<DataFrame> {
     let key = summary.loss_key();
     let points: Vec<(&str, &Point)> = summary
         .labels
         .iter()
-        .flat_map(|label| label.points.iter().map(|point| (label.name.as_str(), *point)))
+        .flat_map(|label| label.points.iter().map(|point| (label.key(), *point)))
         .collect();
     let number = |name: &str, of: &dyn Fn(&super::input::Run) -> Option<f64>| {
         let values: Vec<Option<f64>> =
@@ -161,7 +128,7 @@ pub fn to_markdown(frame: &DataFrame) -> Result<String> {
         frame.columns().iter().map(|column| column.str()).collect::<PolarsResult<_>>()?;
     let is_number = |cell: &str| {
         let bare = cell.trim_start_matches('*');
-        bare.starts_with(|c: char| c.is_ascii_digit() || "+-–".contains(c)) || bare == "NaN"
+        bare.starts_with(|c: char| c.is_ascii_digit() || "+-–<".contains(c)) || bare == "NaN"
     };
     let rule: Vec<String> = columns
         .iter()
@@ -176,6 +143,24 @@ pub fn to_markdown(frame: &DataFrame) -> Result<String> {
         text.push_str(&line(&cells));
     }
     Ok(text)
+}
+
+/// A frame of numbers as a markdown table.
+pub fn numbers_to_markdown(frame: &DataFrame) -> Result<String> {
+    let columns = frame.columns().iter().map(|column| {
+        let cells: Vec<String> = (0..column.len())
+            .map(|row| {
+                Ok(match column.get(row)? {
+                    AnyValue::Null => "–".to_string(),
+                    AnyValue::Float64(x) => format_number(x),
+                    AnyValue::String(text) => page::text(text),
+                    other => other.to_string(),
+                })
+            })
+            .collect::<PolarsResult<_>>()?;
+        Ok(strings(column.name().as_str(), cells.into_iter()))
+    });
+    to_markdown(&DataFrame::new(frame.height(), columns.collect::<PolarsResult<_>>()?)?)
 }
 
 /// Rows of text under `heads`, as [`to_markdown`] writes them.
@@ -215,26 +200,5 @@ mod tests {
                         | b | 1 | 2 | – |\n\
                         | a\\|c | 3 | – | 4 |\n";
         assert_eq!(table, expected);
-    }
-
-    #[test]
-    fn means_are_grouped_over_seeds() {
-        let runs = df!(
-            "label" => ["a", "a", "b"],
-            "seed" => [0i64, 1, 0],
-            "method" => ["prefix", "prefix", "prefix"],
-            "context_length" => [512i64, 512, 512],
-            "nll" => [1.0, 3.0, 2.0],
-        )
-        .unwrap();
-        let csv = to_csv(&over_seeds(&runs).unwrap()).unwrap();
-        let lines: Vec<&str> = csv.lines().collect();
-        assert_eq!(
-            lines[0],
-            "label,method,context_length,seeds,nll,nll_low,nll_high,perplexity,perplexity_low,perplexity_high"
-        );
-        // 12.706 is t(0.975) with one degree of freedom; the standard error of 1 and 3 is 1.
-        assert!(lines[1].starts_with("a,prefix,512,2,2.0,-10.706204"), "{csv}");
-        assert_eq!(lines[2], format!("b,prefix,512,1,2.0,,,{},,", 2f64.exp()));
     }
 }

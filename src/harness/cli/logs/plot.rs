@@ -3,7 +3,7 @@
 use super::{Log, Which};
 use crate::cli::table;
 use crate::export::curves::Curves;
-use crate::report::plot::Style;
+use crate::report::plot::{Style, Theme};
 use crate::report::plot::axis::{Axis, Scale};
 use crate::report::plot::line::{Dot, LineChart, Series};
 use crate::run::write_whole;
@@ -91,7 +91,7 @@ pub fn draw(args: &PlotArgs, logs: &[Log]) -> Result<PathBuf> {
         if let Some(title) = args.title.as_ref().filter(|_| index == 0) {
             chart.title = title.clone();
         }
-        drawn.push(chart.to_svg()?);
+        drawn.push(chart.to_svg(Theme::Light)?);
     }
     let svg = stacked(&drawn)?;
     match format {

@@ -1,6 +1,6 @@
 //! Shapes and text at fractions of a pixel, written as one SVG document.
 
-use super::{Rgb, WHITE};
+use super::{Rgb, Theme, WHITE};
 use anyhow::Result;
 use plotters::prelude::{DrawingBackend, IntoFont, SVGBackend, ShapeStyle};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -50,17 +50,19 @@ pub struct Text {
 
 /// Draws on plotters' SVG backend, in pixels.
 pub struct Canvas<'a> {
+    theme: Theme,
     backend: SVGBackend<'a>,
     /// The dashes of every path drawn so far: plotters knows none, so they are added at the end.
     dashes: Vec<&'static [f64]>,
 }
 
-/// Draws a document of `width` by `height` pixels on white; `title` and `description` are for those who can't see it.
+/// Draws a document of `width` by `height` pixels on the theme's page; `title` and `description` are for those who can't see it.
 ///
 /// # Errors
 ///
 /// When `draw` fails.
 pub fn document(
+    theme: Theme,
     (width, height): (u32, u32),
     title: &str,
     description: &str,
@@ -69,7 +71,7 @@ pub fn document(
     let units = (width * UNITS as u32, height * UNITS as u32);
     let mut drawn = String::new();
     let mut canvas =
-        Canvas { backend: SVGBackend::with_string(&mut drawn, units), dashes: Vec::new() };
+        Canvas { theme, backend: SVGBackend::with_string(&mut drawn, units), dashes: Vec::new() };
     draw(&mut canvas)?;
     canvas.backend.present()?;
     let dashes = std::mem::take(&mut canvas.dashes);
@@ -83,7 +85,8 @@ pub fn document(
     )?;
     writeln!(svg, r#"<title id="title">{}</title>"#, escape(title))?;
     writeln!(svg, r#"<desc id="desc">{}</desc>"#, escape(description))?;
-    writeln!(svg, r##"<rect width="{}" height="{}" fill="#FFFFFF"/>"##, units.0, units.1)?;
+    let page = hexadecimal(theme.background());
+    writeln!(svg, r#"<rect width="{}" height="{}" fill="{page}"/>"#, units.0, units.1)?;
     let mut dashes = dashes.into_iter();
     // The first line is plotters' own opening tag.
     for line in drawn.lines().skip(1) {
@@ -96,8 +99,11 @@ pub fn document(
             }
             svg.push_str(rest);
         } else if let Some(rest) = line.strip_prefix("<text ") {
-            // A white rim keeps text legible where it crosses a line.
-            svg.push_str(r##"<text paint-order="stroke" stroke="#FFFFFF" stroke-width="30" stroke-linejoin="round" "##);
+            // A rim of the page's colour keeps text legible where it crosses a line.
+            write!(
+                svg,
+                r#"<text paint-order="stroke" stroke="{page}" stroke-width="30" stroke-linejoin="round" "#
+            )?;
             svg.push_str(rest);
         } else {
             svg.push_str(line);
@@ -111,7 +117,7 @@ impl Canvas<'_> {
     /// A line through `points`.
     pub fn path(&mut self, points: &[Xy], stroke: Stroke) -> Result<()> {
         let style = ShapeStyle {
-            color: rgb(stroke.color).mix(stroke.opacity),
+            color: rgb(self.theme.of(stroke.color)).mix(stroke.opacity),
             filled: false,
             stroke_width: (stroke.width * UNITS).round() as u32,
         };
@@ -121,21 +127,34 @@ impl Canvas<'_> {
     }
 
     pub fn polygon(&mut self, points: &[Xy], color: Rgb) -> Result<()> {
+        self.fill(points, self.theme.of(color))
+    }
+
+    /// A polygon halfway to the page's colour.
+    pub fn pale_polygon(&mut self, points: &[Xy], color: Rgb) -> Result<()> {
+        self.fill(points, self.theme.pale(color))
+    }
+
+    fn fill(&mut self, points: &[Xy], color: Rgb) -> Result<()> {
         let style = ShapeStyle { color: rgb(color).mix(1.0), filled: true, stroke_width: 0 };
         self.backend.fill_polygon(points.iter().map(units), &style)?;
         Ok(())
     }
 
     pub fn circle(&mut self, centre: Xy, radius: f64, color: Rgb) -> Result<()> {
+        self.fill_circle(centre, radius, self.theme.of(color))
+    }
+
+    fn fill_circle(&mut self, centre: Xy, radius: f64, color: Rgb) -> Result<()> {
         let style = ShapeStyle { color: rgb(color).mix(1.0), filled: true, stroke_width: 0 };
         self.backend.draw_circle(units(&centre), (radius * UNITS).round() as u32, &style, true)?;
         Ok(())
     }
 
-    /// A filled circle with a white rim, for single seeds.
+    /// A pale circle with a rim of the page's colour, for single seeds.
     pub fn dot(&mut self, centre: Xy, radius: f64, color: Rgb) -> Result<()> {
         self.circle(centre, radius + 0.8, WHITE)?;
-        self.circle(centre, radius, color)
+        self.fill_circle(centre, radius, self.theme.pale(color))
     }
 
     pub fn text(&mut self, text: &str, at: Xy, look: Text) -> Result<()> {
@@ -149,7 +168,7 @@ impl Canvas<'_> {
             .into_font()
             .style(if look.bold { FontStyle::Bold } else { FontStyle::Normal })
             .transform(FontTransform::None);
-        let color = rgb(look.color);
+        let color = rgb(self.theme.of_text(look.color));
         let style = TextStyle::from(font).color(&color).pos(Pos::new(horizontal, VPos::Center));
         // Line breaks would be mistaken for the document's own.
         self.backend.draw_text(&text.replace(['\n', '\r'], " "), &style, units(&at))?;
@@ -159,6 +178,10 @@ impl Canvas<'_> {
 
 fn units(point: &Xy) -> (i32, i32) {
     ((point.0 * UNITS).round() as i32, (point.1 * UNITS).round() as i32)
+}
+
+fn hexadecimal([red, green, blue]: Rgb) -> String {
+    format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
 fn rgb([red, green, blue]: Rgb) -> RGBColor {
@@ -198,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_document_is_closed_and_says_what_it_is() {
-        let svg = document((100, 50), "a < b", "c & d", |canvas| {
+        let svg = document(Theme::Light, (100, 50), "a < b", "c & d", |canvas| {
             let dashed = Stroke { dash: &[4.0, 2.0], ..Stroke::new([1, 2, 3], 1.5) };
             canvas.path(&[(0.0, 0.0), (10.25, 5.0)], dashed)?;
             let look = Text { size: 12.0, color: [0; 3], anchor: Anchor::End, bold: true };

@@ -1,8 +1,8 @@
 //! A histogram of whole numbers: how many documents or blocks have how many tokens.
 
-use super::Style;
 use super::axis::{Axis, Scale};
 use super::line::{Dot, LineChart, Reference, Series};
+use super::{Style, Theme};
 use anyhow::Result;
 
 /// Bins at most.
@@ -37,7 +37,7 @@ pub struct Bins {
 }
 
 impl Histogram {
-    /// Draws the histogram; axes are logarithmic where only that lets all of it be seen.
+    /// Draws the histogram on white; axes are logarithmic where only that lets all of it be seen.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Histogram {
             horizontals: Vec::new(),
             note: self.note.clone(),
         };
-        chart.to_svg()
+        chart.to_svg(Theme::Light)
     }
 
     fn description(&self) -> String {

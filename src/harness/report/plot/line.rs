@@ -2,7 +2,7 @@
 
 use super::axis::Axis;
 use super::canvas::{Anchor, Canvas, Stroke, Text, Xy, document, text_width};
-use super::{GRID, INK, MUTED, Marker, Rgb, Style};
+use super::{GRID, INK, MUTED, Marker, Rgb, Style, Theme};
 use anyhow::Result;
 
 /// A line chart. Values that an axis can't show (NaN, 0 on a logarithmic one) leave a gap.
@@ -75,7 +75,7 @@ const PLOT_WIDTH: f64 = 620.0;
 const PLOT_HEIGHT: f64 = 370.0;
 const TOP: f64 = 84.0;
 const BOTTOM: f64 = 58.0;
-const LABEL_SIZE: f64 = 13.0;
+pub(super) const LABEL_SIZE: f64 = 13.0;
 const LABEL_GAP: f64 = 16.5;
 /// Between the plot and the labels of its series: leader lines need room.
 const LEADER: f64 = 30.0;
@@ -85,20 +85,20 @@ const DODGE: f64 = 3.0;
 const LABEL_CHARS: usize = 40;
 
 /// The plot's rectangle, in pixels.
-struct Frame {
-    left: f64,
-    top: f64,
-    right: f64,
-    bottom: f64,
+pub(super) struct Frame {
+    pub left: f64,
+    pub top: f64,
+    pub right: f64,
+    pub bottom: f64,
 }
 
 impl LineChart {
-    /// Draws the chart.
+    /// Draws the chart for a page.
     ///
     /// # Errors
     ///
     /// When plotters fails.
-    pub fn to_svg(&self) -> Result<String> {
+    pub fn to_svg(&self, theme: Theme) -> Result<String> {
         // A single series is what the title says.
         let labels: Vec<String> = match self.series.as_slice() {
             [_] => Vec::new(),
@@ -123,24 +123,31 @@ impl LineChart {
         let width = (frame.right + right).ceil();
         let height = (frame.bottom + BOTTOM).ceil();
 
-        document((width as u32, height as u32), &self.title, &self.description, |canvas| {
+        let size = (width as u32, height as u32);
+        document(theme, size, &self.title, &self.description, |canvas| {
             let title = Text { size: title_size, color: INK, anchor: Anchor::Start, bold: true };
             canvas.text(&self.title, (12.0, 22.0), title)?;
             canvas.text(&self.y.title, (12.0, 48.0), plain(LABEL_SIZE, MUTED, Anchor::Start))?;
             canvas.text(&self.note, (width - 12.0, 48.0), plain(12.0, MUTED, Anchor::End))?;
             self.draw_axes(canvas, &frame, &y_ticks)?;
             self.draw_references(canvas, &frame, width)?;
-            for (index, series) in self.series.iter().enumerate() {
-                self.draw_behind(canvas, &frame, index, series)?;
-            }
-            for (index, series) in self.series.iter().enumerate() {
-                self.draw_series(canvas, &frame, index, series)?;
-            }
+            self.draw_lines(canvas, &frame)?;
             self.draw_labels(canvas, &frame, &labels)
         })
     }
 
-    fn draw_axes(
+    /// All series, what is pale behind what is not.
+    pub(super) fn draw_lines(&self, canvas: &mut Canvas, frame: &Frame) -> Result<()> {
+        for (index, series) in self.series.iter().enumerate() {
+            self.draw_behind(canvas, frame, index, series)?;
+        }
+        for (index, series) in self.series.iter().enumerate() {
+            self.draw_series(canvas, frame, index, series)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn draw_axes(
         &self,
         canvas: &mut Canvas,
         frame: &Frame,
@@ -152,7 +159,8 @@ impl LineChart {
             canvas.text(label, (frame.left - 8.0, y), plain(LABEL_SIZE, MUTED, Anchor::End))?;
         }
         let mut free_from = f64::NEG_INFINITY;
-        for (value, label) in self.x.ticks(12) {
+        let wanted = ((frame.right - frame.left) / 50.0).clamp(2.0, 12.0);
+        for (value, label) in self.x.ticks(wanted as usize) {
             let x = frame.left + self.x.position(value) * (frame.right - frame.left);
             canvas.path(&[(x, frame.top), (x, frame.bottom)], Stroke::new(GRID, 1.0))?;
             canvas.path(&[(x, frame.bottom), (x, frame.bottom + 5.0)], Stroke::new(MUTED, 1.0))?;
@@ -169,7 +177,12 @@ impl LineChart {
         canvas.text(&self.x.title, middle, plain(LABEL_SIZE, MUTED, Anchor::Middle))
     }
 
-    fn draw_references(&self, canvas: &mut Canvas, frame: &Frame, width: f64) -> Result<()> {
+    pub(super) fn draw_references(
+        &self,
+        canvas: &mut Canvas,
+        frame: &Frame,
+        width: f64,
+    ) -> Result<()> {
         let stroke = Stroke { dash: &[4.0, 4.0], ..Stroke::new(MUTED, 1.3) };
         for reference in &self.verticals {
             let x = frame.left + self.x.position(reference.value) * (frame.right - frame.left);
@@ -201,7 +214,7 @@ impl LineChart {
             for mut piece in self.pieces(frame, 0.0, line) {
                 let (first, last) = (piece[0], piece[piece.len() - 1]);
                 piece.extend([(last.0, frame.bottom), (first.0, frame.bottom)]);
-                canvas.polygon(&piece, pale(color))?;
+                canvas.pale_polygon(&piece, color)?;
             }
         }
         for line in &series.faint {
@@ -232,7 +245,7 @@ impl LineChart {
         for &(x, y) in &series.dots {
             let (x, y) = self.at(frame, x, y);
             if frame.holds((x, y)) {
-                canvas.dot((x + shift, y), 2.0, pale(color))?;
+                canvas.dot((x + shift, y), 2.0, color)?;
             }
         }
         Ok(())
@@ -414,7 +427,7 @@ pub fn spread(wanted: &[f64], gap: f64, low: f64, high: f64) -> Vec<f64> {
     places
 }
 
-fn draw_marker(canvas: &mut Canvas, (x, y): Xy, style: Style) -> Result<()> {
+pub(super) fn draw_marker(canvas: &mut Canvas, (x, y): Xy, style: Style) -> Result<()> {
     let around =
         |corners: &[Xy]| -> Vec<Xy> { corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect() };
     let corners: &[Xy] = match style.marker {
@@ -434,16 +447,12 @@ fn draw_cross(canvas: &mut Canvas, (x, y): Xy, color: Rgb) -> Result<()> {
     Ok(())
 }
 
-fn plain(size: f64, color: Rgb, anchor: Anchor) -> Text {
+pub(super) fn plain(size: f64, color: Rgb, anchor: Anchor) -> Text {
     Text { size, color, anchor, bold: false }
 }
 
-fn pale(color: Rgb) -> Rgb {
-    color.map(|channel| 255 - ((255 - u16::from(channel)) * 5 / 10) as u8)
-}
-
 /// A name of at most [`LABEL_CHARS`] characters, cut in its middle where it is longer.
-fn shorten(label: &str) -> String {
+pub(super) fn shorten(label: &str) -> String {
     let chars: Vec<char> = label.chars().collect();
     if chars.len() <= LABEL_CHARS {
         return label.to_string();
