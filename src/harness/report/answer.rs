@@ -39,7 +39,11 @@ pub fn headline(summary: &Summary) -> String {
                 "" => String::new(),
                 name => format!("{}: ", text(name)),
             };
-            format!("{name}**{largest}**{above}")
+            let doubt = match ceiling.probes > 0 && !ceiling.is_confirmed {
+                true => ", not yet confirmed by a whole step",
+                false => "",
+            };
+            format!("{name}**{largest}**{above}{doubt}")
         });
         let found = found.collect::<Vec<_>>().join("; ");
         return match found.as_str() {

@@ -1,4 +1,4 @@
-//! `fathom logs`: what runs logged, in numbers ([`summary`]) and as curves ([`plot`]).
+//! `fathom logs`: what runs logged, in numbers (`summary`) and as curves (`plot`).
 //!
 //! A run is named by its id, or by its folder, which is read as it stands: no store is needed then, and a run at work is up
 //! to date.

@@ -3,9 +3,9 @@
 use super::{Log, Which};
 use crate::cli::table;
 use crate::export::curves::Curves;
-use crate::report::plot::{Style, Theme};
 use crate::report::plot::axis::{Axis, Scale};
 use crate::report::plot::line::{Dot, LineChart, Series};
+use crate::report::plot::{Style, Theme};
 use crate::run::write_whole;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};

@@ -1,5 +1,5 @@
-//! `fathom runs`: the runs of a store in a list, one in full ([`mod@show`]), several side by side ([`compare`]), with what people
-//! say of them ([`label`]); and what may go ([`remove`]).
+//! `fathom runs`: the runs of a store in a list, one in full (`show`), several side by side (`compare`), with what people
+//! say of them (`label`); and what may go (`remove`).
 
 mod compare;
 mod label;
