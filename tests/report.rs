@@ -1012,6 +1012,33 @@ fn the_command_names_what_is_missing() {
     assert!(message.contains("fathom.db: expected a store, found no such file"), "{message}");
 }
 
+/// A point that halving stopped is no failure, and its rungs are in a table.
+#[test]
+fn a_sweep_by_halving_shows_its_rungs() {
+    let spec =
+        json!({"search": {"halving": {"metric": "loss", "rungs": ["4096", 8192], "keep": 0.5}}});
+    let mut store = Store::new("halved", Some("# Which rate?"), spec);
+    let params = json!({
+        "train.sequence_length": 2048, "train.micro_batch_size": 1, "train.gradient_accumulation_steps": 1,
+    });
+    let made = |losses: &[f64], status| Made {
+        losses: losses.to_vec(),
+        status,
+        ..Made::finished(params.clone())
+    };
+    let axis = |rate: f64| json!({"train.learning_rate": rate});
+    store.point("a", 0, axis(1e-3), Some(made(&[3.0, 2.5, 2.4, 2.25, 2.0, 1.75], "finished")));
+    store.point("b", 0, axis(1e-4), Some(made(&[3.5, 3.25], "stopped")));
+    let out = tempfile::tempdir().unwrap();
+    fathom::report::write_report(store.path(), "halved", out.path()).unwrap();
+    let page = std::fs::read_to_string(out.path().join("halved/report.md")).unwrap();
+    assert!(page.contains("Of 2 runs, 1 was stopped at a rung (see *Rungs*)."), "{page}");
+    let section = page.split("## Rungs").nth(1).unwrap().split("\n## ").next().unwrap();
+    assert!(section.contains("| 2.5 | 2.25 | 1.75 |"), "{section}");
+    assert!(section.contains("| 3.25 | – | 3.25 |"), "{section}");
+    assert!(section.contains("stopped at a rung"), "{section}");
+}
+
 /// The reports in the repository are what the store in the repository gives, byte for byte:
 /// `fathom report --all --results results/published`.
 #[test]

@@ -7,6 +7,7 @@ use super::page::{
     as_sure_as, bold, bytes, capital, in_code, method_name, name_of_loss, text, without_paths,
 };
 use super::plot::axis::length_label;
+use super::rungs::is_stopped_at_rung;
 use super::sensitivity;
 use super::statistics::Interval;
 use super::summary::{Ceiling, Measure, Summary, plain};
@@ -396,15 +397,26 @@ const NAMED: usize = 6;
 
 fn failures(summary: &Summary) -> Option<String> {
     let points = summary.comparison.points.len();
-    let mut failed = Vec::new();
+    let (mut failed, mut halved) = (Vec::new(), 0);
     for label in &summary.labels {
         for point in label.points.iter().filter(|p| !p.is_open() && p.finished().is_none()) {
+            if is_stopped_at_rung(summary, point) {
+                halved += 1;
+                continue;
+            }
             failed.push(format!("{} seed {} ({})", bold(&label.name), point.seed, reason(point)));
         }
     }
     let searching = matches!(summary.measure, Measure::Ceiling { .. });
-    if failed.is_empty() || searching {
+    if searching {
         return None;
+    }
+    let halved = (halved > 0).then(|| {
+        let were = if halved == 1 { "was" } else { "were" };
+        format!("Of {}, {halved} {were} stopped at a rung (see *Rungs*).", count(points, "run"))
+    });
+    if failed.is_empty() {
+        return halved;
     }
     let all = failed.len();
     let more = match all.saturating_sub(NAMED) {
@@ -414,8 +426,9 @@ fn failures(summary: &Summary) -> Option<String> {
     failed.truncate(NAMED);
     let of = if points == 1 { "the only run".into() } else { format!("{points} runs") };
     let does = if all == 1 { "does" } else { "do" };
+    let halved = halved.map(|sentence| format!(" {sentence}")).unwrap_or_default();
     Some(format!(
-        "Of {of}, {all} did not finish and {does} not count: {}{more}.",
+        "Of {of}, {all} did not finish and {does} not count: {}{more}.{halved}",
         failed.join("; ")
     ))
 }

@@ -20,6 +20,7 @@ pub mod multiples;
 pub mod page;
 pub mod pareto;
 pub mod plot;
+pub mod rungs;
 pub mod sensitivity;
 pub mod significance;
 pub mod sql;

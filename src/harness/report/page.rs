@@ -13,7 +13,7 @@ use super::plot::canvas::escape;
 use super::statistics::Interval;
 use super::summary::{Measure, Summary, plain};
 use super::tables::{numbers_to_markdown, pivot, rows_to_markdown, to_markdown};
-use super::{latex, memory, sensitivity};
+use super::{latex, memory, rungs, sensitivity};
 use anyhow::Result;
 use fathom_spec::units::{Bytes, Tokens, format_number, format_seconds};
 use polars::prelude::DataFrame;
@@ -32,6 +32,7 @@ pub fn page(summary: &Summary, figures: &[Figure]) -> Result<String> {
         warnings(summary),
         format!("## Answer\n\n{}\n", answer(summary).join("\n\n")),
         results(summary)?,
+        rungs::section(summary)?,
         comparisons.section(summary)?,
         sensitivity::section(summary)?,
         show_figures(figures)?,
