@@ -191,6 +191,14 @@ fn mistakes_say_the_way_out() {
             "expected one that only reads",
         ),
         (
+            &["sql", "--results", "results/published", "--print", "SELECT 1"],
+            "--print: expected --recipe NAME beside it, found none",
+        ),
+        (
+            &["sql", "--results", "results/published", "--set", "limit=3", "SELECT 1"],
+            "--set: expected it with --recipe, found it without",
+        ),
+        (
             &["report", "rope_variant", "--results", "results/published"],
             "the store has context_ceiling, engines, engines_bfloat16, learning_rate, memory_ladder, plain_context_ceiling, rope_variants",
         ),

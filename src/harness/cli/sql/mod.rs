@@ -85,8 +85,22 @@ impl SqlFormat {
 ///
 /// When there is no store, the query is none that SQLite understands, or it would change something.
 pub fn run(args: SqlArgs) -> Result<()> {
+    if args.recipe.is_none() && !args.set.is_empty() {
+        bail!(
+            "--set: expected it with --recipe, found it without\n  help: a query of your own has no parameters"
+        );
+    }
     if args.print {
-        let name = args.recipe.as_deref().expect("clap: --print needs --recipe");
+        let Some(name) = args.recipe.as_deref() else {
+            bail!(
+                "--print: expected --recipe NAME beside it, found none\n  help: `fathom sql --recipes` lists the names"
+            );
+        };
+        if !args.set.is_empty() {
+            bail!(
+                "--print: expected it without --set, found both\n  help: it prints the recipe as it is written, parameters in it"
+            );
+        }
         return table::print(recipes::find(name)?.text);
     }
     let table = match (&args.recipe, args.query.as_deref()) {

@@ -1,10 +1,20 @@
--- The longest sequence that trained, and the shortest that did not, on each device.
+-- The longest sequence that trained and the shortest that did not, in each case of a sweep on each device.
 -- :sweep = NULL   only the points of this sweep
-SELECT v.sweep, v.device_name,
-       max(CASE WHEN v.status = 'finished' THEN n.number END) AS longest_that_trained,
-       min(CASE WHEN v.status = 'out_of_memory' THEN n.number END) AS shortest_out_of_memory,
-       round(max(CASE WHEN v.status = 'finished' THEN v.peak_allocated END) / 1073741824.0, 2) AS peak_gib
-FROM v_runs v JOIN v_params n ON n.run_id = v.run_id AND n.key = 'train.sequence_length'
-WHERE v.device_name IS NOT NULL AND (:sweep IS NULL OR v.sweep = :sweep)
-GROUP BY v.sweep, v.device_name
-ORDER BY v.sweep, v.device_name
+WITH tried AS (
+  SELECT s.name AS sweep, json_remove(p.settings, '$."train.sequence_length"', '$."run.probe_layers"', '$."train.seed"') AS of,
+         r.device_name, r.status, n.number AS tokens, r.peak_allocated
+  FROM points p JOIN sweeps s ON s.id = p.sweep_id JOIN runs r ON r.run_id = p.run_id
+  JOIN params n ON n.run = r.id AND n.key = 'train.sequence_length'
+  WHERE r.device_name IS NOT NULL AND (:sweep IS NULL OR s.name = :sweep)
+),
+found AS (
+  SELECT sweep, of, device_name, max(CASE WHEN status = 'finished' THEN tokens END) AS longest_that_trained,
+         min(CASE WHEN status = 'out_of_memory' THEN tokens END) AS shortest_out_of_memory
+  FROM tried GROUP BY sweep, of, device_name
+)
+SELECT f.sweep, f.of AS "case", f.device_name, f.longest_that_trained, f.shortest_out_of_memory,
+       (SELECT round(max(t.peak_allocated) / 1073741824.0, 2) FROM tried t
+        WHERE t.sweep = f.sweep AND t.of = f.of AND t.device_name = f.device_name AND t.status = 'finished'
+          AND t.tokens = f.longest_that_trained) AS peak_gib
+FROM found f
+ORDER BY f.sweep, f.of, f.device_name
