@@ -207,6 +207,7 @@ fn mistakes_say_the_way_out() {
             "--set: expected `key.path=value`, found `x`",
         ),
         (&["runs", "show", "zz", "--results", "results/published"], "expected the id of a run"),
+        (&["runs", "show", "", "--results", "results/published"], "found nothing"),
         (&["sweeep"], "sweep"),
     ] {
         let message = refused(arguments);

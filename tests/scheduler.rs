@@ -485,3 +485,16 @@ fn mistakes_in_the_course_are_named_with_their_place() {
         "{said}"
     );
 }
+
+/// A pager that was closed, or a full disk behind a log of the terminal, is no reason to stop.
+#[test]
+fn a_reader_that_went_away_stops_nothing() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = project.fathom(&scripted(), &["sweep", "run", "s.yaml"]);
+    let status = command.stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(project.table().matches(",finished,").count(), 2);
+    assert!(project.path("reports/s/report.md").exists());
+}

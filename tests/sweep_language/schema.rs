@@ -146,6 +146,9 @@ when: [{ if: { size: [large] }, set: { train.loss_tile_tokens: 64 } }]
 derive: { train.schedule.warmup_tokens: train.total_tokens / 20 }
 constraints: [train.learning_rate < 1]
 seeds: 2
+priority: [{ rope: [wide, plain] }, -train.seed]
+budget: { hours: 8, tokens: 200M, runs: 40 }
+retry: { out_of_memory: { set: [{ train.micro_batch_size: 2 }], times: 1 } }
 eval: { last_stride: 4 }
 report: { title: All of it }
 ";
@@ -154,6 +157,10 @@ report: { title: All of it }
 fn the_whole_language_is_as_the_schema_says() {
     assert!(!plan(ALL).unwrap().points.is_empty());
     assert_eq!(of(&format!("base: base.yaml\n{ALL}"), &schema()), None);
+    let halving =
+        "base: base.yaml\nsearch: { halving: { metric: loss, rungs: [100K, 400000], keep: 1/3 } }";
+    assert_eq!(of(halving, &schema()), None);
+    assert!(of(&halving.replace("rungs", "rung"), &schema()).is_some());
     let more = "base: { project: p, config: c.yaml }\nset: { seq_len: 9 }\naxes: { seq_len: [1], a.b: { log: [1, 2], count: 3 } }";
     assert!(of(more, &schema()).unwrap().contains("/axes/a.b"));
     let more = "base: { project: p }\naxes: { seq_len: [1, 2], train.seed: [3] }\nzip: [[seq_len, train.seed]]\nconstraints: \"true\"\n\

@@ -130,6 +130,6 @@ fn yaml(value: &Json) -> String {
 /// Prints what is not done as it was written.
 pub fn say(notes: &[Note]) {
     for note in notes {
-        eprintln!("note: {note}");
+        tell!("note: {note}");
     }
 }

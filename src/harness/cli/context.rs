@@ -81,7 +81,7 @@ impl Context {
 /// Prints what a template's writer may want to know.
 pub fn warn(rendered: &Rendered) {
     for lint in &rendered.lints {
-        eprintln!("warning: {}: {}", lint.origin, lint.message);
+        tell!("warning: {}: {}", lint.origin, lint.message);
     }
 }
 

@@ -190,6 +190,9 @@ fn choose(results: &Path, targets: &Targets) -> Result<Vec<RunId>> {
 }
 
 fn find(there: &[RunId], prefix: &str) -> Result<RunId> {
+    if prefix.is_empty() {
+        bail!("RUN: expected the id of a run, or how one begins, found nothing");
+    }
     let found: Vec<&RunId> = there.iter().filter(|id| id.0.starts_with(prefix)).collect();
     match found[..] {
         [one] => Ok(one.clone()),
@@ -220,7 +223,7 @@ fn list(results: &Path) -> Result<Table> {
         let found = match look(results, &run_id) {
             Ok(found) => found,
             Err(error) => {
-                eprintln!("warning: run {run_id}: {error:#}");
+                tell!("warning: run {run_id}: {error:#}");
                 continue;
             }
         };
@@ -301,7 +304,7 @@ fn sentence(found: &Standing) -> String {
 fn ask(results: &Path, request: &Request, command: Command) -> Result<()> {
     let chosen = choose(results, &request.targets)?;
     if chosen.is_empty() {
-        println!("no run is at work");
+        say!("no run is at work");
         return Ok(());
     }
     let mut sent = Vec::new();
@@ -321,7 +324,7 @@ fn ask(results: &Path, request: &Request, command: Command) -> Result<()> {
     }
     let Some(seconds) = request.wait else {
         for Sent { run_id, .. } in &sent {
-            println!("run {run_id}: asked to {command}; it acts on it after the step it is in");
+            say!("run {run_id}: asked to {command}; it acts on it after the step it is in");
         }
         return Ok(());
     };
@@ -329,10 +332,10 @@ fn ask(results: &Path, request: &Request, command: Command) -> Result<()> {
     let mut failures = 0;
     for mut sent in sent {
         match sent.wait(deadline) {
-            Ok(outcome) => println!("run {}: {outcome}", sent.run_id),
+            Ok(outcome) => say!("run {}: {outcome}", sent.run_id),
             Err(error) => {
                 failures += 1;
-                eprintln!("run {}: {error:#}", sent.run_id);
+                tell!("run {}: {error:#}", sent.run_id);
             }
         }
     }
@@ -384,8 +387,13 @@ impl Sent {
                     }
                 }
             }
-            if let State::Dead(reason) = &found.state {
-                bail!("{}: {reason}", self.command);
+            match &found.state {
+                State::Dead(reason) => bail!("{}: {reason}", self.command),
+                // All that it had to say was read above.
+                State::Ended(ending) => {
+                    bail!("{}: the run ended as {ending} before it acted on it", self.command)
+                }
+                _ => {}
             }
             if Instant::now() >= deadline {
                 bail!(
@@ -429,7 +437,7 @@ impl Sent {
 fn cleanup(results: &Path) -> Result<()> {
     if Store::path(results).exists() {
         for (run_id, reason) in settle(&mut Store::open(results)?, now())? {
-            println!("run {run_id}: lost: {reason}");
+            say!("run {run_id}: lost: {reason}");
         }
     }
     let mut tidied = 0;
@@ -438,23 +446,23 @@ fn cleanup(results: &Path) -> Result<()> {
         let state = match standing(&paths, now()) {
             Ok(found) => found.state,
             Err(error) => {
-                eprintln!("warning: run {run_id}: {error:#}");
+                tell!("warning: run {run_id}: {error:#}");
                 continue;
             }
         };
         match &state {
             State::Silent => {
-                eprintln!("note: run {run_id} is left as it is: it is of another host, and silent");
+                tell!("note: run {run_id} is left as it is: it is of another host, and silent");
             }
             state if state.is_at_work() => {}
             _ => {
                 if tidy(&paths)? {
                     tidied += 1;
-                    println!("run {run_id}: tidied up ({})", state.name());
+                    say!("run {run_id}: tidied up ({})", state.name());
                 }
             }
         }
     }
-    println!("{tidied} runs were tidied up");
+    say!("{tidied} runs were tidied up");
     Ok(())
 }

@@ -117,7 +117,7 @@ pub fn pause(args: &PauseArgs) -> Result<u8> {
     check_known(&args.places, &args.name)?;
     let how = if args.after_runs { Pause::AfterRuns } else { Pause::Now };
     drive::pause(&args.places.results, &args.name, how)?;
-    println!("{}: paused; `fathom sweep continue {}` lets it go on", args.name, args.name);
+    say!("{}: paused; `fathom sweep continue {}` lets it go on", args.name, args.name);
     Ok(exit::OK)
 }
 
@@ -130,9 +130,9 @@ pub fn go_on(args: &ContinueArgs) -> Result<u8> {
     check_known(&args.places, &args.name)?;
     match drive::go_on(&args.places.results, &args.name)? {
         true => {
-            println!("{}: goes on where it is driven; otherwise `fathom sweep run` does", args.name)
+            say!("{}: goes on where it is driven; otherwise `fathom sweep run` does", args.name)
         }
-        false => println!("{}: was not paused", args.name),
+        false => say!("{}: was not paused", args.name),
     }
     Ok(exit::OK)
 }
@@ -183,7 +183,7 @@ pub fn fallback(
 pub fn print(plan: &Plan) {
     if let Some(halving) = &plan.halving {
         let rungs: Vec<String> = halving.rungs.iter().map(|r| Tokens(*r).to_string()).collect();
-        println!(
+        say!(
             "halving: stopped at {} tokens; the best {:.0} % by {} go on",
             rungs.join(", "),
             100.0 * halving.keep,
@@ -191,7 +191,7 @@ pub fn print(plan: &Plan) {
         );
     }
     for fallback in &plan.schedule.fallbacks {
-        println!("after out_of_memory: {}", fallback.shown());
+        say!("after out_of_memory: {}", fallback.shown());
     }
     let budget = &plan.schedule.budget;
     let parts = [
@@ -201,6 +201,6 @@ pub fn print(plan: &Plan) {
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
-        println!("budget: {}", parts.join(", "));
+        say!("budget: {}", parts.join(", "));
     }
 }

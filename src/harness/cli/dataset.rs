@@ -352,7 +352,7 @@ fn wants_tokenizer(description: &Description) -> String {
 
 fn note(message: &Option<String>) {
     if let Some(message) = message {
-        eprintln!("note: {message}");
+        tell!("note: {message}");
     }
 }
 
@@ -381,7 +381,7 @@ fn documents(description: &Description, args: &DatasetOptions) -> Result<Vec<Doc
     }
     let corpus = Corpus::open(&section.corpus)?;
     for message in &corpus.notes {
-        eprintln!("note: {message}");
+        tell!("note: {message}");
     }
     let mut documents = Samples::of(&corpus, &section, &description.split)?.documents;
     if let Some(seed) = args.seed {

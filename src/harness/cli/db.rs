@@ -96,23 +96,23 @@ fn check(results: &Path) -> Result<(String, u8)> {
 pub fn rebuild(results: &Path) -> Result<String> {
     let rebuilt = Store::rebuild_from_folders(results)?;
     for (folder, reason) in &rebuilt.problems {
-        eprintln!(
+        tell!(
             "warning: runs/{folder} is not read as a whole, the store keeps what it had: {reason}"
         );
     }
     if let [first, ..] = &rebuilt.kept[..] {
         let count = rebuilt.kept.len();
-        eprintln!(
+        tell!(
             "note: {count} runs have no folder any more, {first} first: the store keeps what it had"
         );
     }
     if let Some((aside, lost)) = &rebuilt.aside {
-        eprintln!("warning: the database was damaged and is kept as {}", aside.display());
+        tell!("warning: the database was damaged and is kept as {}", aside.display());
         for what in lost {
-            eprintln!("warning: {what}");
+            tell!("warning: {what}");
         }
         if !lost.is_empty() {
-            eprintln!(
+            tell!(
                 "  help: `fathom sweep run FILE` records a sweep again; what is finished is not run again"
             );
         }

@@ -38,10 +38,10 @@ pub fn run(args: &DoctorArgs) -> Result<u8> {
             "engine": engine_json, "cores": cores, "memory_total": total, "memory_available": available,
             "disk_free": disk, "store": store.is_file(), "journal": Journal::of(&args.results).to_string(),
         });
-        println!("{json}");
+        say!("{json}");
         return Ok(if engine.is_ok() { exit::OK } else { exit::MISSING });
     }
-    let line = |name: &str, value: String| println!("{name:<12} {value}");
+    let line = |name: &str, value: String| say!("{name:<12} {value}");
     line("fathom", env!("CARGO_PKG_VERSION").to_string());
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
     match &engine {

@@ -79,7 +79,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
         ExportFormat::Csv => tables(&store, &runs, SqlFormat::Csv, &args.output)?,
         ExportFormat::Parquet => tables(&store, &runs, SqlFormat::Parquet, &args.output)?,
     }
-    println!("{}: {}", args.output.display(), count(runs.len()));
+    say!("{}: {}", args.output.display(), count(runs.len()));
     Ok(())
 }
 

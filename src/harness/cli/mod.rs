@@ -1,5 +1,21 @@
 //! The command line: it parses, hands on, and prints.
 
+/// Prints a line. A reader that has gone, or a full disk behind it, is no reason to stop what is at work.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
+/// As `say!`, on standard error.
+macro_rules! tell {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 mod components;
 mod construct;
 mod context;
@@ -132,7 +148,7 @@ pub fn main() -> ExitCode {
             if pipe.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
                 return ExitCode::SUCCESS;
             }
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::from(exit::ERROR)
         }
     }
@@ -204,7 +220,7 @@ fn parse(arguments: Vec<OsString>) -> Result<(Option<Command>, Context)> {
             (ErrorKind::UnknownArgument, Some(Err(reason))) => return Err(reason),
             (ErrorKind::DisplayHelp, Some(Err(reason))) => {
                 let _ = error.print();
-                eprintln!("note: the configuration's own options are not known: {reason:#}");
+                tell!("note: the configuration's own options are not known: {reason:#}");
                 std::process::exit(i32::from(exit::OK));
             }
             _ => misplaced(error).exit(),

@@ -69,7 +69,7 @@ pub fn run(args: &PlanArgs) -> Result<u8> {
     let machine = planner.machine(&config)?;
     let prediction = plan::predict(&config, &shape, &machine);
     if args.json {
-        println!("{}", to_json(&prediction));
+        say!("{}", to_json(&prediction));
     } else {
         print!("{}", page(&config, &shape, &machine, &prediction));
     }

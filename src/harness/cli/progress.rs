@@ -31,7 +31,7 @@ impl Progress {
         match &self.live {
             // A closed terminal is no reason to stop the runs.
             Some(live) => drop(live.println(line)),
-            None => eprintln!("{line}"),
+            None => tell!("{line}"),
         }
     }
 }
@@ -70,7 +70,7 @@ impl Watcher for Progress {
                 bar
             }
             None => {
-                eprintln!("{} {title}: started", point.run_id());
+                tell!("{} {title}: started", point.run_id());
                 ProgressBar::hidden()
             }
         };

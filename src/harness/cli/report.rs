@@ -31,7 +31,7 @@ pub struct ReportArgs {
 /// As [`write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
 pub fn run(args: ReportArgs) -> Result<()> {
     if args.all {
-        println!("{}", write_reports(&args.results, &args.out)?.display());
+        say!("{}", write_reports(&args.results, &args.out)?.display());
         return Ok(());
     }
     let sweep = args.sweep.context("sweep: expected its name, or --all, found neither")?;
@@ -47,6 +47,6 @@ pub fn run(args: ReportArgs) -> Result<()> {
             );
         }
     }
-    println!("{}", write_report(&args.results, &sweep, &args.out)?.display());
+    say!("{}", write_report(&args.results, &sweep, &args.out)?.display());
     Ok(())
 }

@@ -17,6 +17,9 @@ use fathom_spec::config::RunConfig;
 use serde_json::Map;
 use std::path::{Path, PathBuf};
 
+/// The fact of a run whose schedule was changed by `fathom control start-annealing`.
+const STEERED: &str = "train.schedule.start_annealing";
+
 #[derive(Args)]
 pub struct ReproduceArgs {
     /// The run: its id or the beginning of it
@@ -51,6 +54,13 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
     let into = args.into.clone().unwrap_or_else(|| free_folder(results, &before));
     if std::path::absolute(&into)? == std::path::absolute(results)? {
         bail!("--into {}: expected another folder than the run's own results", into.display());
+    }
+    if let Some(fact) = store.facts(&before.run_id)?.get(STEERED) {
+        tell!(
+            "note: run {} was told to begin its decay while it ran ({fact}), which its configuration does not say: its numbers will \
+             differ from there on",
+            before.run_id
+        );
     }
     let worker = find_worker()?;
     let today = Code::of_worker(&worker);

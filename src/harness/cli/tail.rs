@@ -74,7 +74,7 @@ pub fn run(args: TailArgs) -> Result<()> {
         offset = end;
         print(&events, args.json)?;
         if events.is_empty() && !held {
-            eprintln!("note: nobody has the run any more, and it logged no ending");
+            tell!("note: nobody has the run any more, and it logged no ending");
             return Ok(());
         }
         last = events.last().cloned().or(last);

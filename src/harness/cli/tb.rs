@@ -67,7 +67,7 @@ pub fn run(args: TbArgs) -> Result<u8> {
     for run in &runs {
         refresh(&store, run, &folder, &mut written)?;
     }
-    println!("{}: {}", folder.display(), count(runs.len()));
+    say!("{}: {}", folder.display(), count(runs.len()));
     if args.no_start {
         return Ok(exit::OK);
     }

@@ -107,6 +107,6 @@ fn pretty(value: &Value) -> String {
 fn warn(rendered: &Rendered, vars: &Map<String, Value>) {
     context::warn(rendered);
     for name in rendered.unread(vars) {
-        eprintln!("warning: --vars: {name}: expected a variable that a template reads, found none");
+        tell!("warning: --vars: {name}: expected a variable that a template reads, found none");
     }
 }

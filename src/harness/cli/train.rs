@@ -118,12 +118,12 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
     print_summary(&summary);
     let run_id = point.run_id();
     let paths = RunPaths::in_results(&job.results, &run_id);
-    println!("run: {}", paths.folder.display());
+    say!("run: {}", paths.folder.display());
     let finished = store.status(&run_id)? == Some(Status::Finished);
     match &job.export {
         Some(target) if finished => {
             export(&paths, &point, target)?;
-            println!("model: {}", target.display());
+            say!("model: {}", target.display());
         }
         Some(target) if exit_code(&summary) == exit::OK => {
             bail!("{}: nothing was exported: the run did not finish", target.display())
@@ -188,7 +188,7 @@ fn say_idle(loaded: &Loaded, graph: &Graph, context: &Context) -> Result<()> {
             default.and_then(Result::ok) == value
         });
         if !is_default {
-            eprintln!(
+            tell!(
                 "note: {option}: the run is the same without it; a template sets something else in its place"
             );
         }
@@ -252,7 +252,7 @@ fn say_recall(config: &RunConfig) -> Result<()> {
     }
     let both = samples::overlap(&Corpus::open(&config.data.corpus)?, &config.data)?;
     if !both.is_empty() {
-        eprintln!(
+        tell!(
             "note: data.splits: {} also trained on: what is measured there is recall",
             match &both[..] {
                 [one] => format!("{one} is"),

@@ -81,6 +81,20 @@ fn warnings(summary: &Summary) -> String {
             count(points.len(), "point")
         ));
     }
+    let steered: Vec<String> = points
+        .iter()
+        .filter(|point| {
+            let facts = point.run.as_ref().map(|run| &run.facts);
+            facts.is_some_and(|facts| facts.contains_key("train.schedule.start_annealing"))
+        })
+        .map(|point| format!("{} seed {}", text(&point.label), point.seed))
+        .collect();
+    if !steered.is_empty() {
+        lines.push(format!(
+            "**Told while it ran to begin its decay, which its settings do not say: {}.**",
+            steered.join("; ")
+        ));
+    }
     lines.extend(summary.notes.iter().cloned());
     let mut warned: BTreeMap<String, usize> = BTreeMap::new();
     for run in points.iter().filter_map(|point| point.run.as_ref()) {

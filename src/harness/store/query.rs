@@ -253,6 +253,9 @@ impl Store {
     ///
     /// When no run's id or more than one does: the message names those that are near.
     pub fn find_run(&self, prefix: &str) -> Result<Run> {
+        if prefix.is_empty() {
+            bail!("expected the id of a run, or how one begins, found nothing");
+        }
         let ids = self
             .rows("SELECT run_id FROM runs ORDER BY run_id", [], |r| Ok(r.get::<_, String>(0)?))?;
         let matching: Vec<&str> =

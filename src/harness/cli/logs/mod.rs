@@ -79,7 +79,7 @@ pub fn run(args: LogsArgs) -> Result<()> {
         }
         LogsCommand::Plot(plot) => {
             let path = plot::draw(&plot, &logs(&plot.which, &args.results)?)?;
-            println!("{}", path.display());
+            say!("{}", path.display());
             Ok(())
         }
     }

@@ -40,11 +40,11 @@ pub fn check(args: &CheckArgs) -> Result<u8> {
                     n => format!(", {n} left out by the constraints"),
                 };
                 let searched = if plan.search.is_some() { " known before the search" } else { "" };
-                println!("{}: {points} points{searched}{left_out}", file.display());
-                plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
+                say!("{}: {points} points{searched}{left_out}", file.display());
+                plan.notes.iter().for_each(|note| tell!("note: {note}"));
             }
             Err(error) => {
-                eprintln!("error: {error:#}");
+                tell!("error: {error:#}");
                 code = exit::ERROR;
             }
         }
@@ -72,7 +72,7 @@ pub fn import(args: &ImportArgs) -> Result<u8> {
     let text = std::fs::read_to_string(&args.file)
         .with_context(|| format!("{file}: expected a sweep file that can be read"))?;
     let imported = wandb::import(&file, &text)?;
-    imported.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    imported.notes.iter().for_each(|note| tell!("note: {note}"));
     print(&imported.text)?;
     Ok(exit::OK)
 }

@@ -157,7 +157,7 @@ pub fn run(command: SweepCommand) -> Result<u8> {
 
 fn plan(args: &PlanArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
-    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
@@ -218,18 +218,18 @@ fn plan(args: &PlanArgs) -> Result<u8> {
             None => {
                 course::print(&plan);
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
-                println!("{} points, {} tokens in all", points.len(), Tokens(total));
+                say!("{} points, {} tokens in all", points.len(), Tokens(total));
                 if plan.left_out > 0 {
-                    println!("{} left out by the constraints", plan.left_out);
+                    say!("{} left out by the constraints", plan.left_out);
                 }
             }
         }
     }
     if let Some(why) = unknown {
-        eprintln!("warning: the runs can't be identified yet: {why}");
+        tell!("warning: the runs can't be identified yet: {why}");
     }
     if let Some(why) = unpredicted {
-        eprintln!("warning: what the runs will take can't be predicted: {why}");
+        tell!("warning: what the runs will take can't be predicted: {why}");
     }
     Ok(exit::OK)
 }
@@ -239,15 +239,15 @@ fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<(
     let Bisect { parameter, low, high, resolution, probe_layers, also, .. } = bisect;
     let by = probe_layers
         .map_or(String::new(), |n| format!(", by probes of {n} layers and a whole run"));
-    println!(
+    say!(
         "search: the largest {parameter} from {low} to {high} that finishes, to within {resolution}{by}"
     );
     if probe_layers.is_some() {
-        println!("  (FLOP and seconds above are those of all layers)");
+        say!("  (FLOP and seconds above are those of all layers)");
     }
     if !also.is_empty() {
         let also: Vec<String> = also.iter().map(u64::to_string).collect();
-        println!("  first {}, up to one that does not finish", also.join(", "));
+        say!("  first {}, up to one that does not finish", also.join(", "));
     }
     for (case, point) in plan.points.iter().enumerate() {
         let mut search = Search::new(bisect);
@@ -260,7 +260,7 @@ fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<(
         }
         let found = search.finished.map_or("none".to_string(), |value| value.to_string());
         let case = if plan.points.len() > 1 { format!("{}: ", point.label) } else { String::new() };
-        println!("  {case}{found} by prediction, after {probes} runs");
+        say!("  {case}{found} by prediction, after {probes} runs");
     }
     Ok(())
 }
@@ -305,7 +305,7 @@ fn check_code(store: &Store, points: &[(&str, u64, RunId)], strict: bool) -> Res
         code::refuse_other(&others, &today)?;
     }
     if let Some(note) = code::note(&others, &today) {
-        eprintln!("note: {note}");
+        tell!("note: {note}");
     }
     Ok(())
 }
@@ -321,10 +321,12 @@ fn warn_of_another_file(store: &Store, plan: &Plan) -> Result<()> {
         let absolute = |file: &str| std::fs::canonicalize(file).unwrap_or_else(|_| file.into());
         absolute(&known.file) != absolute(&plan.file)
     }) {
-        eprintln!(
+        tell!(
             "warning: {}: the sweep `{}` of this store came from {}; its points and its report are replaced\n  help: give \
              one of them another `name:`",
-            plan.file, plan.name, known.file
+            plan.file,
+            plan.name,
+            known.file
         );
     }
     Ok(())
@@ -353,7 +355,7 @@ fn predicted_cells(prediction: &Prediction, format: Format) -> [Cell; 5] {
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
-    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let worker = find_worker()?;
     let mut store = Store::open(&args.places.results)?;
     let mut identities = Identities::default();
@@ -386,7 +388,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     if !args.no_report {
         drop(store);
         let report = write_report(&args.places.results, &plan.name, &args.out)?;
-        println!("report: {}", report.display());
+        say!("report: {}", report.display());
     }
     Ok(exit_code(&summary))
 }
@@ -428,15 +430,15 @@ pub fn print_summary(summary: &Summary) {
     if summary.by_fallback > 0 {
         parts.push(format!("{} of them as a fallback after out_of_memory", summary.by_fallback));
     }
-    println!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
+    say!("runs: {}", if parts.is_empty() { "none".to_string() } else { parts.join(", ") });
     for Ended { label, seed, run_id, status, detail, at_rung } in &summary.ended {
         if *status != Status::Finished && at_rung.is_none() {
             let detail = detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
-            println!("  {label}, seed {seed} ({run_id}): {status}{detail}");
+            say!("  {label}, seed {seed} ({run_id}): {status}{detail}");
         }
     }
     if summary.ended.iter().any(|run| run.status == Status::OutOfMemory) {
-        println!(
+        say!(
             "  (out of memory is a result; --again out_of_memory tries once more, with fewer --jobs)"
         );
     }
@@ -446,10 +448,10 @@ pub fn print_summary(summary: &Summary) {
             1 => "; a run was not begun, which would take more".to_string(),
             left => format!("; {left} runs were not begun, which would take more"),
         };
-        println!("budget: {budget}{left}");
+        say!("budget: {budget}{left}");
     }
     if summary.interrupted {
-        println!("stopped; the same command goes on from here");
+        say!("stopped; the same command goes on from here");
     }
 }
 

@@ -143,6 +143,14 @@ impl Plan {
     ) -> Result<Plan> {
         let file = path.display().to_string();
         let tree = Written::parse(&file, text)?;
+        if matches!(&tree.node, Node::Null)
+            || matches!(&tree.node, Node::Map(entries) if entries.is_empty())
+        {
+            bail!(
+                "{file}: expected a sweep file, found nothing in it\n  help: `base: FILE` names the configuration that its points share, \
+                 `axes` what is varied"
+            );
+        }
         for entry in tree.entries("the sweep file")? {
             known(entry, &[&KEYS[..], &schedule::KEYS].concat(), "the sweep file")?;
         }
@@ -182,6 +190,9 @@ impl Plan {
             made.add(choices)?;
         }
         let Made { points, choices, left_out, .. } = made;
+        if points.is_empty() && left_out == 0 {
+            bail!("{file}: exclude: expected a point that is not left out, found none");
+        }
         if points.is_empty() {
             bail!(
                 "{file}: constraints: expected a point that satisfies them, found none of {left_out} that does"

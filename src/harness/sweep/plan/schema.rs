@@ -5,6 +5,7 @@
 //! that contradict one another) is left to `fathom sweep check`.
 
 use super::KEYS;
+use crate::sweep::schedule;
 use fathom_spec::config::RunConfig;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -32,7 +33,8 @@ pub fn schema() -> Value {
     all.insert("condition".into(), chosen(&keys, &one_or_more));
     all.insert("range".into(), range());
     let of_eval = config.pointer("/properties/eval").cloned().unwrap_or(json!(true));
-    let properties = KEYS.iter().map(|key| (key.to_string(), top_level(key, &of_eval)));
+    let known = KEYS.iter().chain(&schedule::KEYS);
+    let properties = known.map(|key| (key.to_string(), top_level(key, &of_eval)));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A sweep file of fathom",
@@ -120,7 +122,12 @@ fn top_level(key: &str, of_eval: &Value) -> Value {
         ),
         "search" => with(
             "A search by runs that follow from one another",
-            json!({ "type": "object", "properties": {
+            json!({ "type": "object", "additionalProperties": false, "properties": {
+            "halving": { "type": "object", "additionalProperties": false, "required": ["rungs"], "properties": {
+                "metric": { "type": "string" },
+                "rungs": { "type": "array", "minItems": 1, "items": reference("Tokens") },
+                "keep": { "type": ["string", "number"] },
+            } },
             "bisect": { "type": "object", "additionalProperties": false, "required": ["parameter", "low", "high"],
                 "properties": {
                     "parameter": { "type": "string" },
@@ -128,6 +135,27 @@ fn top_level(key: &str, of_eval: &Value) -> Value {
                     "multiple_of": reference("Tokens"), "probe_layers": reference("Tokens"),
                     "also": list(reference("Tokens")),
                 } } } }),
+        ),
+        "priority" => with(
+            "Which points come first: an axis or key (`-` before it: the lowest first), or the order of an axis's values",
+            json!({ "anyOf": [
+            { "type": "string" }, { "type": "object" }, list(json!({ "type": ["string", "object"] })),
+        ] }),
+        ),
+        "budget" => with(
+            "What the runs may take together; nothing is begun that would exceed it",
+            json!({ "type": "object", "additionalProperties": false, "properties": {
+            "seconds": { "type": "number" }, "hours": { "type": "number" }, "tokens": reference("Tokens"),
+            "runs": { "type": "integer", "minimum": 1 },
+        } }),
+        ),
+        "retry" => with(
+            "What is tried in place of a point that ran out of memory",
+            json!({ "type": "object", "additionalProperties": false, "properties": {
+            "out_of_memory": { "type": "object", "additionalProperties": false, "required": ["set"], "properties": {
+                "set": { "anyOf": [reference("settings"), list(reference("settings"))] },
+                "times": { "type": "integer", "minimum": 1 },
+            } } } }),
         ),
         "eval" => with("Settings of `eval`", of_eval.clone()),
         "report" => with(
