@@ -535,7 +535,7 @@ fn a_sweep_of_techniques_on_random_tokens() {
     show("ladder", &files);
     let page = &files["report.md"];
     for expected in [
-        "**streamed** has the lowest peak memory: **8.0 GiB**, 16.0 GiB that of the baseline **all**.",
+        "**streamed** has the lowest peak memory: **8.0 GiB**, against 16.0 GiB of the baseline **all**.",
         "Against the baseline's peak: **untiled** +25.0 %, the step +0.0 %; **streamed** -50.0 %, the step +0.0 %.",
         "| all | 16.0 GiB | – | 2.0 s | – | 2002 | 1 |",
         "| streamed | **8.0 GiB** | -50.0 % |",
@@ -543,6 +543,11 @@ fn a_sweep_of_techniques_on_random_tokens() {
     ] {
         assert!(page.contains(expected), "{expected}: {page}");
     }
+    for file in ["memory_by_time.csv", "memory_by_time.svg", "memory_by_time_dark.svg"] {
+        assert!(files.contains_key(file), "{file}");
+    }
+    let csv = &files["memory_by_time.csv"];
+    assert!(csv.contains("technique=streamed,1,2.0,8.0"), "{csv}");
     for (name, text) in &files {
         let lost = ["final loss", "final_loss", "loss.svg", "perplexity"];
         assert!(!lost.iter().any(|word| text.contains(word)), "{name}: {text}");
@@ -740,6 +745,7 @@ fn the_query_of_every_figure_gives_its_numbers() {
         ceiling_sweep(),
         cases_sweep(),
         many_sweep(),
+        ladder_sweep(),
     ];
     for store in stores {
         let files = store.render();
@@ -850,6 +856,82 @@ fn one_seed_has_no_interval_and_says_so() {
     assert!(page.contains("over the windows of one seed, by bootstrap"), "{page}");
     let table = page.split("## Figures").next().unwrap();
     assert!(!table.contains('±'), "{table}");
+}
+
+/// Without a second seed or window a difference of any size is as sure as another: not at all.
+#[test]
+fn one_seed_and_one_window_say_nothing_of_how_sure_a_difference_is() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for (name, loss) in [("a", 2.0), ("b", 2.5), ("c", 5.0)] {
+        let mut made = Made::finished(json!({}));
+        made.losses = vec![loss; 3];
+        store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+    }
+    let page = store.page();
+    let nothing = "One seed and one window: nothing can be said of how sure the differences are.";
+    assert!(page.contains(nothing), "{page}");
+    for wrong in ["None can be told", "can't be told from the", "Not distinguishable from it"] {
+        assert!(!page.contains(wrong), "{wrong}: {page}");
+    }
+    let table = page.split("## Results").nth(1).unwrap().split("<details>").next().unwrap();
+    assert!(table.contains("| a | **2** |"), "{table}");
+    assert!(table.contains("| b | 2.5 |") && table.contains("| c | 5 |"), "{table}");
+}
+
+/// Where runs were under way together on one device, a time says how they got in each other's way.
+#[test]
+fn times_of_runs_that_shared_a_device_are_not_compared() {
+    let said = "Runs shared their device at the same time: times and tokens/s are not comparable.";
+    for (second, environment, is_shared) in [
+        (50.0, "{}", true),
+        (100.0, "{}", false),
+        (50.0, r#"{"CUDA_VISIBLE_DEVICES": "1"}"#, false),
+    ] {
+        let mut store = Store::new("s", None, json!({"name": "s"}));
+        for (seed, name) in (0..).zip(["a", "b"]) {
+            let mut made = Made::finished(json!({}));
+            made.losses = falling(2.0 + seed as f64, 1);
+            store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+        }
+        let set = "UPDATE runs SET started_at = ?1, ended_at = ?1 + 100, seconds = ?2, environment = ?3 WHERE id = ?4";
+        store.db.execute(set, params![0.0, 100.0, "{}", 1]).unwrap();
+        store.db.execute(set, params![second, 50.0, environment, 2]).unwrap();
+        let files = store.render();
+        let page = &files["report.md"];
+        assert_eq!(page.contains(said), is_shared, "{second} {environment}: {page}");
+        assert_eq!(files.contains_key("loss_by_time.svg"), !is_shared, "{second} {environment}");
+        assert_eq!(page.contains("| front |"), !is_shared, "{page}");
+    }
+}
+
+/// What a run without memory stands at in the plot is in its table; what was refused at once held nothing.
+#[test]
+fn a_memory_figure_has_the_numbers_that_are_drawn() {
+    let csv = cases_sweep().render().remove("memory.csv").unwrap();
+    let head = "label,sequence_length,seed,status,peak_allocated_gib,asked_gib,probe_layers";
+    assert_eq!(csv.lines().next().unwrap(), head);
+    let lost = csv.lines().filter(|line| line.contains("out_of_memory"));
+    let cells = lost.map(|line| line.split(',').map(str::to_string).collect::<Vec<_>>());
+    let cells: Vec<Vec<String>> = cells.collect();
+    assert!(!cells.is_empty());
+    assert!(cells.iter().all(|row| row[5].parse::<f64>().unwrap() > 0.0), "{csv}");
+    assert!(cells.iter().all(|row| row[4] != "0.0"), "{csv}");
+    assert!(
+        !csv.lines().any(|line| line.contains(",finished,") && line.split(',').nth(5) != Some(""))
+    );
+}
+
+/// The step of a divergence stands in its detail too, and is said once.
+#[test]
+fn a_divergence_names_its_step_once() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    let mut made = Made::finished(json!({}));
+    made.status = "diverged";
+    made.detail = Some("step 3: loss 20: above 3 times the lowest");
+    made.losses = vec![2.0, 2.0, 20.0];
+    store.point("x=a", 0, json!({ "x": "a" }), Some(made));
+    let page = store.page();
+    assert!(page.contains("| diverged at step 3: loss 20: above 3 times the lowest |"), "{page}");
 }
 
 #[test]

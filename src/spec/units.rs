@@ -91,16 +91,23 @@ impl FromStr for Tokens {
     }
 }
 
-impl fmt::Display for Bytes {
-    /// `1.5 GiB`, `300.0 MiB`, `12 B`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Bytes {
+    /// With so many digits after the point: `1.50 GiB`, `12 B`.
+    pub fn with_digits(self, digits: usize) -> String {
         let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
         match units.iter().find(|(_, shift)| self.0 >= 1 << shift) {
             Some((unit, shift)) => {
-                write!(f, "{:.1} {unit}", self.0 as f64 / (1u64 << shift) as f64)
+                format!("{:.digits$} {unit}", self.0 as f64 / (1u64 << shift) as f64)
             }
-            None => write!(f, "{} B", self.0),
+            None => format!("{} B", self.0),
         }
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// `1.5 GiB`, `300.0 MiB`, `12 B`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.with_digits(1))
     }
 }
 

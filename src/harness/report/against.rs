@@ -145,7 +145,7 @@ impl Comparisons {
     }
 
     /// What a reader has to know of the table; empty where there is none.
-    pub fn how_to_read(&self) -> Vec<String> {
+    pub fn how_to_read(&self, summary: &Summary) -> Vec<String> {
         if self.all.is_empty() {
             return Vec::new();
         }
@@ -154,10 +154,16 @@ impl Comparisons {
         let exact = self.all.iter().any(|one| one.seeds.is_some_and(|test| test.is_exact));
         let mut lines = vec![format!(
             "**Against the baseline**: the interval over seeds says what other seeds would give on these texts, the one over \
-             windows (a percentile bootstrap of the mean over seeds of each window) what other texts would give with these seeds. \
+             windows (a percentile bootstrap of the mean over seeds of each window) what other passages of {} would give with these seeds; windows that lie side by side in a document \
+             are not independent, so it is narrower than it should be. \
              The **t test** is paired, n - 1 degrees of freedom. **Sign flips** is the permutation test that gives each difference \
              either sign: {}{RANDOM_FLIPS} random ways from a fixed seed where there are more than 12 differences. **Holm** corrects it for the {} \
              of the table, seeds and windows each as a family of their own.",
+            match documents(summary) {
+                Some(1) => "this one document".to_string(),
+                Some(all) => format!("these {all} documents"),
+                None => "these texts".to_string(),
+            },
             if exact { "all 2^n ways, " } else { "" },
             count(comparisons, "comparison"),
         )];
@@ -175,6 +181,15 @@ impl Comparisons {
         ));
         lines
     }
+}
+
+/// How many documents the runs were evaluated on, where they say so and agree.
+fn documents(summary: &Summary) -> Option<usize> {
+    let runs = summary.comparison.points.iter().filter_map(|point| point.finished());
+    let mut counts =
+        runs.map(|run| Some(run.facts.get("eval.split")?["documents"].as_array()?.len()));
+    let first = counts.next()??;
+    counts.all(|count| count == Some(first)).then_some(first)
 }
 
 /// Rows that the table shows unfolded.

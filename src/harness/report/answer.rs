@@ -11,7 +11,7 @@ use super::rungs::is_stopped_at_rung;
 use super::sensitivity;
 use super::statistics::Interval;
 use super::summary::{Ceiling, Measure, Summary, plain};
-use fathom_spec::units::format_number;
+use fathom_spec::units::{Bytes, format_number};
 
 /// The paragraphs of the answer, the first sentence first.
 pub fn answer(summary: &Summary) -> Vec<String> {
@@ -126,6 +126,11 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
                 lower(&difference, is_perplexity),
                 name(summary.baseline)
             )),
+            Some(difference) if difference.interval.is_none() => sentence.push_str(&format!(
+                ", {} than the baseline {}",
+                lower(&difference, is_perplexity),
+                name(summary.baseline)
+            )),
             Some(difference) => sentence.push_str(&format!(
                 ", but it can't be told from the baseline {}: {}",
                 name(summary.baseline),
@@ -141,11 +146,14 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
 
     let alike = summary.alike(best, measure);
     let names: Vec<String> = alike.iter().map(|&label| name(label)).collect();
-    match (names.len(), compared.len()) {
+    let unsure = summary.without_interval(best, measure);
+    match (names.len(), compared.len() - unsure.len()) {
         (_, 0) => {}
-        (0, _) => {
+        (0, _) if unsure.is_empty() => {
             sentence.push_str(" All others that can be compared are distinguishable from it.")
         }
+        (0, _) => sentence
+            .push_str(" All others whose difference has an interval are distinguishable from it."),
         (n, all) if n > NAMED => sentence.push_str(&format!(
             " Not distinguishable from it: {n} of the {all} others, in bold below."
         )),
@@ -154,6 +162,14 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
             list(&names)
         )),
         _ => sentence.push_str(&format!(" Not distinguishable from it: {}.", list(&names))),
+    }
+    if !unsure.is_empty() {
+        let all: Vec<String> = unsure.iter().map(|&label| name(label)).collect();
+        sentence.push_str(&match unsure.len() {
+            n if n == compared.len() => format!(" {}", capital(UNSURE)),
+            n if n > NAMED => format!(" Of {n} of the {} others: {UNSURE}", compared.len()),
+            _ => format!(" Of {}: {UNSURE}", list(&all)),
+        });
     }
     let lost: Vec<String> = (0..summary.labels.len())
         .filter(|&label| summary.estimate(label, measure).is_some_and(|e| !e.mean.is_finite()))
@@ -177,7 +193,11 @@ fn least_memory(summary: &Summary) -> String {
     sentence.push_str(&match best == summary.baseline {
         true => ", the baseline itself.".to_string(),
         false => {
-            format!(", {} that of the baseline {}.", peak(summary.baseline), name(summary.baseline))
+            format!(
+                ", against {} of the baseline {}.",
+                peak(summary.baseline),
+                name(summary.baseline)
+            )
         }
     });
     let changes: Vec<String> = (0..summary.labels.len())
@@ -193,7 +213,7 @@ fn least_memory(summary: &Summary) -> String {
     sentence
 }
 
-/// How much lower the first of a difference is: `3.1 % lower (95 % interval …)`, `6.3× lower (…)`.
+/// How much lower the first of a difference is: `3.1 % lower (95 % interval …)`, `lower by a factor of 6.3 (…)`.
 fn lower(difference: &Difference, is_perplexity: bool) -> String {
     let over = match difference.over_windows {
         true => "over the windows of one seed, by bootstrap".to_string(),
@@ -215,8 +235,8 @@ fn lower(difference: &Difference, is_perplexity: bool) -> String {
         let percent = |x: f64| format!("{} %", rounded((1.0 - (-x).exp()) * 100.0));
         return format!("{} lower ({})", percent(-difference.mean), within(above, &percent));
     }
-    let times = |x: f64| format!("{}×", rounded(x.exp()));
-    format!("{} lower ({})", times(-difference.mean), within(above, &times))
+    let factor = |x: f64| rounded(x.exp());
+    format!("lower by a factor of {} ({})", factor(-difference.mean), within(above, &factor))
 }
 
 /// Two significant digits are enough for a ratio; whole numbers from 100 on.
@@ -392,6 +412,10 @@ fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
     sentence
 }
 
+/// What is said where no difference has an interval.
+pub const UNSURE: &str =
+    "one seed and one window: nothing can be said of how sure the differences are.";
+
 /// Labels or failures that an answer names one by one.
 const NAMED: usize = 6;
 
@@ -439,18 +463,27 @@ pub fn reason(point: &Point) -> String {
     let detail = run.status_detail.as_deref().map(|d| text(&without_paths(d))).unwrap_or_default();
     let detail = match (run.status.as_str(), run.asked_bytes, run.free_bytes) {
         ("out_of_memory", Some(needed), Some(there)) if point.is_refused_by_prediction() => {
-            let (needed, there) = (bytes(needed), bytes(there));
+            let (needed, there) = told_apart(needed, there);
             format!("predicted before the start, {needed} needed, {there} there")
         }
         ("out_of_memory", Some(asked), Some(free)) => {
-            format!("asked for {}, {} free", bytes(asked), bytes(free))
+            let (asked, free) = told_apart(asked, free);
+            format!("asked for {asked}, {free} free")
         }
         ("out_of_memory", Some(asked), None) => format!("asked for {}", bytes(asked)),
         _ => detail,
     };
+    // The store's detail begins with the step.
+    let at_step = detail.strip_prefix("step ").and_then(|rest| rest.split_once(": "));
+    let at_step =
+        at_step.filter(|(step, _)| run.status == "diverged" && step.parse::<u64>().is_ok());
+    let (step, detail) = match at_step {
+        Some((step, rest)) => (step.to_string(), rest.to_string()),
+        None => (run.step.to_string(), detail),
+    };
     let status = match run.status.as_str() {
         "planned" => "not run yet".to_string(),
-        "diverged" => format!("diverged at step {}", run.step),
+        "diverged" => format!("diverged at step {step}"),
         status => status.replace('_', " "),
     };
     let status = match point.probe_layers() {
@@ -458,6 +491,15 @@ pub fn reason(point: &Point) -> String {
         None => status,
     };
     if detail.is_empty() { status } else { format!("{status}: {detail}") }
+}
+
+/// Two amounts of memory, with the digits that it takes to tell them apart: `1.23 GiB` and `1.19 GiB`.
+fn told_apart(a: i64, b: i64) -> (String, String) {
+    let (a, b) = (a.max(0) as u64, b.max(0) as u64);
+    (1..=9)
+        .map(|digits| (Bytes(a).with_digits(digits), Bytes(b).with_digits(digits)))
+        .find(|(shown, other)| shown != other || a == b)
+        .unwrap_or_else(|| (format!("{a} B"), format!("{b} B")))
 }
 
 /// `1 seed`, `3 seeds`.
@@ -508,6 +550,18 @@ mod tests {
     }
 
     #[test]
+    fn amounts_of_memory_have_the_digits_that_tell_them_apart() {
+        let shown = |a, b| {
+            let (a, b) = told_apart(a, b);
+            format!("{a}, {b}")
+        };
+        assert_eq!(shown(3 << 30, 1 << 29), "3.0 GiB, 512.0 MiB");
+        assert_eq!(shown(1_320_000_000, 1_280_000_000), "1.23 GiB, 1.19 GiB");
+        assert_eq!(shown(1 << 30, 1 << 30), "1.0 GiB, 1.0 GiB");
+        assert_eq!(shown((1 << 40) + 1, 1 << 40), "1099511627777 B, 1099511627776 B");
+    }
+
+    #[test]
     fn differences_are_percents_when_small_and_factors_when_large() {
         let about = |mean: f64, half: f64| Difference {
             mean,
@@ -521,7 +575,7 @@ mod tests {
         );
         assert_eq!(
             lower(&about(-2.0, 0.1), true),
-            "7.4× lower (95 % interval 6.7× to 8.2×, paired over 3 seeds)"
+            "lower by a factor of 7.4 (95 % interval 6.7 to 8.2, paired over 3 seeds)"
         );
         assert_eq!(
             lower(&about(-0.05, 0.01), false),

@@ -7,7 +7,7 @@ use super::plot::line::{Dot, LineChart, Reference, Series};
 use super::plot::{Style, Theme};
 use super::statistics::{mean, t_interval};
 use super::summary::{Estimate, Measure, SEED, Summary, plain};
-use super::{curves, multiples, pareto, sql, tables};
+use super::{curves, memory_by_time, multiples, pareto, sql, tables};
 use anyhow::Result;
 use fathom_spec::units::Bytes;
 use polars::prelude::*;
@@ -38,6 +38,7 @@ pub struct Figure {
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     figures.extend(memory_by_value(summary)?);
+    figures.extend(memory_by_time::figure(summary)?);
     for method in &summary.methods {
         figures.extend(perplexity_by_length(summary, method)?);
     }
@@ -371,7 +372,9 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
                 ("killed" | "failed" | "diverged", _) => one.crosses.push((*value, None)),
                 _ => {}
             }
-            rows.push((*value, *point, peak));
+            // One that was refused before it started held nothing, and has no peak.
+            let asked = run.and_then(|run| run.asked_bytes).map(gib);
+            rows.push((*value, *point, peak.filter(|&peak| peak > 0.0), asked));
         }
         for (value, peaks) in peaks {
             one.points.push(Dot {
@@ -417,16 +420,17 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
     let place = |point: &Point| {
         summary.comparison.points.iter().position(|other| std::ptr::eq(other, point))
     };
-    rows.sort_by_cached_key(|(_, point, _)| place(point));
+    rows.sort_by_cached_key(|(_, point, ..)| place(point));
     let mut columns = vec![
         tables::strings("label", rows.iter().map(|row| row.1.label.clone())),
         Column::new(short.into(), rows.iter().map(|r| r.0 as i64).collect::<Vec<_>>()),
         Column::new("seed".into(), rows.iter().map(|row| row.1.seed).collect::<Vec<_>>()),
         tables::strings("status", rows.iter().map(|row| row.1.status().to_string())),
         Column::new("peak_allocated_gib".into(), rows.iter().map(|row| row.2).collect::<Vec<_>>()),
+        Column::new("asked_gib".into(), rows.iter().map(|row| row.3).collect::<Vec<_>>()),
     ];
     let mut caption = "Peak allocation of the runs that finished. An × is a run that did not: where memory ran out it stands \
-                       at what was held plus what was asked for, at the top where that is off the plot or not known."
+                       at what was held (`peak_allocated_gib`) plus what was asked for (`asked_gib`), at the top where that is off the plot or not known."
         .to_string();
     if probes {
         let layers: Vec<Option<i64>> =

@@ -57,14 +57,14 @@ pub fn how_to_read(summary: &Summary, comparisons: &Comparisons, has_queries: bo
         lines.push(
             "**Not distinguishable**: the 95 % interval of the mean difference from the best, paired by seed (and for \
              perplexity by evaluated window), includes zero or lies within 0.0005 nats of it. With one seed the interval is a \
-             percentile bootstrap over windows (10,000 resamples). These marks are not corrected for the number of comparisons."
+             percentile bootstrap over windows (10,000 resamples); with one window too there is none, and only the best is bold. These marks are not corrected for the number of comparisons."
                 .into(),
         );
-        lines.extend(comparisons.how_to_read());
+        lines.extend(comparisons.how_to_read(summary));
         if Cost::ALL.into_iter().any(|cost| !traded(summary, cost).is_empty()) {
             lines.push(
-                "**Front**: no other is better in both quality and that cost, by the means alone (Pareto). Costs within 10 % of one \
-                 another are taken for the same."
+                "**Front**: the best in quality; then, in turn, the best of those that the last one costs over 10 % more than. Costs \
+                 within 10 % of one another are taken for the same; quality counts by the means alone."
                     .into(),
             );
         }

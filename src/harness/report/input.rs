@@ -52,6 +52,11 @@ pub struct Run {
     pub device_name: Option<String>,
     pub driver: Option<String>,
     pub libtorch: Option<String>,
+    /// What tells its device from those of other runs, its host with it; not to be shown.
+    pub device_identity: Option<String>,
+    /// Of the last attempt, in seconds since 1970-01-01 UTC.
+    pub started_at: Option<f64>,
+    pub ended_at: Option<f64>,
     pub digests: Value,
     pub asked_bytes: Option<i64>,
     pub free_bytes: Option<i64>,
@@ -203,7 +208,9 @@ fn shown_keys(store: &Connection) -> Result<Vec<(i64, String)>> {
 
 fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result<Option<Run>> {
     let sql = "SELECT id, status, status_detail, seconds, step, tokens, peak_allocated, code_version, git_commit, \
-               git_dirty, device, device_name, driver, libtorch, digests, asked_bytes, free_bytes \
+               git_dirty, device, device_name, driver, libtorch, digests, asked_bytes, free_bytes, \
+               host || ' ' || device || ' ' || coalesce(json_extract(environment, '$.CUDA_VISIBLE_DEVICES'), ''), \
+               started_at, ended_at \
                FROM runs WHERE run_id = ?1";
     let found = rows(store, sql, [run_id], |row| {
         let run = Run {
@@ -223,6 +230,9 @@ fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result
             digests: json(row, 14)?,
             asked_bytes: row.get(15)?,
             free_bytes: row.get(16)?,
+            device_identity: row.get(17)?,
+            started_at: row.get(18)?,
+            ended_at: row.get(19)?,
             total_bytes: None,
             params: BTreeMap::new(),
             metrics: BTreeMap::new(),

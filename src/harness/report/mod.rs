@@ -16,6 +16,7 @@ pub mod index;
 pub mod input;
 pub mod latex;
 pub mod memory;
+pub mod memory_by_time;
 pub mod multiples;
 pub mod page;
 pub mod pareto;

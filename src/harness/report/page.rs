@@ -127,6 +127,11 @@ fn results(summary: &Summary) -> Result<String> {
             ));
         }
     }
+    if summary.shared_device {
+        section.push_str(
+            "\nRuns shared their device at the same time: times and tokens/s are not comparable.\n",
+        );
+    }
     let predicted = match summary.measure {
         Measure::Ceiling { .. } => String::new(),
         _ => memory::predicted(summary)?,
@@ -159,8 +164,14 @@ fn caption(summary: &Summary, measure: &Measure, method: Option<&String>) -> Str
         None => capital(&measure_name(measure)),
     };
     format!(
-        "{what}; {sure}. Bold: the best of a column and all that can't be told from it. \
+        "{what}; {sure}. Bold: the best of a column and all that can't be told from it{}. \
          Ordered as planned; baseline: {}.\n\n",
+        match summary.best(measure).map(|best| summary.without_interval(best, measure)) {
+            Some(unsure) if !unsure.is_empty() => {
+                "; one without an interval of its difference is never bold"
+            }
+            _ => "",
+        },
         bold(summary.labels.get(summary.baseline).map_or("none", |label| &label.name))
     )
 }

@@ -1,7 +1,9 @@
 //! What quality costs: which labels no other one beats in both, against peak memory and against time.
 //!
-//! Quality is the sweep's measure, where that is a perplexity or a loss. A label is on the front when none is better in one
-//! of the two and at least as good in the other (Pareto); by the means alone, without regard to their intervals.
+//! Quality is the sweep's measure, where that is a perplexity or a loss. The front begins with the best; then comes, time
+//! and again, the best of those than which the last one costs more by [`WORTH`]. So each is better than all that cost as
+//! little (Pareto), and none is there for a cost that is as good as the same; by the means alone, without regard to their
+//! intervals.
 
 use super::answer::measure_name;
 use super::difference::NEGLIGIBLE;
@@ -23,8 +25,8 @@ pub enum Cost {
     Time,
 }
 
-/// Costs whose largest is not this many times the smallest are as good as the same: there is nothing to weigh.
-const WORTH: f64 = 1.1;
+/// Costs of which the larger is not more than this many times the smaller are taken for the same.
+pub const WORTH: f64 = 1.1;
 
 impl Cost {
     pub const ALL: [Cost; 2] = [Cost::Memory, Cost::Time];
@@ -81,10 +83,12 @@ pub struct Traded {
     pub on_front: bool,
 }
 
-/// The labels with what they cost, in the order of the plan; empty where quality has no measure, or it or the costs
-/// are as good as the same.
+/// The labels with what they cost, in the order of the plan; empty where quality has no measure, it or the costs are as
+/// good as the same, or times measure how runs got in each other's way.
 pub fn traded(summary: &Summary, cost: Cost) -> Vec<Traded> {
-    if !matches!(summary.measure, Measure::Perplexity { .. } | Measure::Loss { .. }) {
+    if !matches!(summary.measure, Measure::Perplexity { .. } | Measure::Loss { .. })
+        || cost == Cost::Time && summary.shared_device
+    {
         return Vec::new();
     }
     let all = (0..summary.labels.len()).filter_map(|label| {
@@ -108,13 +112,17 @@ pub fn traded(summary: &Summary, cost: Cost) -> Vec<Traded> {
 }
 
 fn mark_front(all: &mut [Traded]) {
-    let fixed = all.to_vec();
+    let mut by_loss = all.to_vec();
+    by_loss.sort_by(|a, b| a.loss.total_cmp(&b.loss).then(a.cost.total_cmp(&b.cost)));
+    let mut front: Vec<Traded> = Vec::new();
+    for one in by_loss {
+        // Better ones come first, and the last of the front is its cheapest.
+        if front.last().is_none_or(|last| one.cost * WORTH < last.cost) {
+            front.push(one);
+        }
+    }
     for one in all {
-        let beats = |other: &Traded| {
-            let no_worse = other.loss <= one.loss && other.cost <= one.cost;
-            no_worse && (other.loss < one.loss || other.cost < one.cost)
-        };
-        one.on_front = !fixed.iter().any(beats);
+        one.on_front = front.iter().any(|of| of.loss == one.loss && of.cost == one.cost);
     }
 }
 
@@ -199,7 +207,7 @@ fn figure(summary: &Summary, cost: Cost) -> Result<Option<Figure>> {
     Ok(Some(Figure {
         name: format!("{quality}_by_{}", cost.name()),
         caption: format!(
-            "Means over seeds; {} is {paid}. The front joins those that no other beats in both, by the means alone.",
+            "Means over seeds; {} is {paid}. The front: the best, then in turn the best of those that the last one costs over 10 % more than; by the means alone.",
             match cost {
                 Cost::Memory => "memory",
                 Cost::Time => "time",
@@ -233,5 +241,24 @@ mod tests {
         ];
         mark_front(&mut all);
         assert_eq!(all.map(|one| one.on_front), [true, true, false, true, true]);
+    }
+
+    #[test]
+    fn a_cost_within_a_tenth_earns_no_place_on_the_front() {
+        let front = |costs: &[f64]| {
+            let one = |(label, &cost): (usize, &f64)| Traded {
+                label,
+                loss: label as f64,
+                cost,
+                seeds: 1,
+                on_front: false,
+            };
+            let mut all: Vec<Traded> = costs.iter().enumerate().map(one).collect();
+            mark_front(&mut all);
+            all.iter().map(|one| one.on_front).collect::<Vec<_>>()
+        };
+        assert_eq!(front(&[0.90, 0.88, 0.73]), [true, false, true]);
+        // Many small steps are a large one in the end.
+        assert_eq!(front(&[1.0, 0.94, 0.88, 0.82, 0.76]), [true, false, true, false, true]);
     }
 }

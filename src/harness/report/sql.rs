@@ -3,6 +3,7 @@
 //! A query reads the store alone and gives the rows of the figure's CSV. The quantiles of Student's t, which SQL has none of,
 //! stand in it as a table.
 
+use super::pareto::WORTH;
 use super::statistics::t_quantile;
 use super::summary::{Measure, Summary, TRAINING_LOSS};
 use std::collections::BTreeSet;
@@ -154,17 +155,41 @@ pub fn memory(summary: &Summary, parameter: &str, column: &str, has_probes: bool
     };
     format!(
         "WITH one AS (
-  SELECT p.position, p.label, {value} AS {column}, p.seed, coalesce(r.status, 'planned') AS status, r.peak_allocated AS peak,
+  SELECT p.position, p.label, {value} AS {column}, p.seed, coalesce(r.status, 'planned') AS status, r.peak_allocated AS peak, r.asked_bytes AS asked,
     (SELECT json_extract(body, '$.total') - r.free_bytes FROM events_meta
      WHERE run = r.id AND kind = 'out_of_memory' ORDER BY seq DESC LIMIT 1) AS held{layers}
   {points}
 )
-SELECT label, {column}, seed, status, coalesce(max(peak, held), peak, held) / 1073741824.0 AS peak_allocated_gib{layer_column}
+SELECT label, {column}, seed, status, nullif(coalesce(max(peak, held), peak, held), 0) / 1073741824.0 AS peak_allocated_gib,
+  asked / 1073741824.0 AS asked_gib{layer_column}
 FROM one WHERE {column} IS NOT NULL ORDER BY position",
         value = number(parameter),
         column = identifier(column),
         points = points(summary).replace("JOIN runs", "LEFT JOIN runs"),
         layer_column = if has_probes { ", probe_layers" } else { "" },
+    )
+}
+
+/// See [`super::memory_by_time`].
+pub fn memory_by_time(summary: &Summary) -> String {
+    format!(
+        "WITH finished AS (
+  SELECT p.position, p.label, r.id AS run, r.peak_allocated AS peak
+  {points} AND r.status = 'finished'
+),
+steps AS (
+  SELECT m.run, m.value, row_number() OVER (PARTITION BY m.run ORDER BY m.step) AS nth, count(*) OVER (PARTITION BY m.run) AS steps
+  FROM finished f JOIN metrics m ON m.run = f.run AND m.key = (SELECT id FROM metric_keys WHERE key = 'step_seconds')
+),
+warm AS (
+  SELECT run, value, row_number() OVER (PARTITION BY run ORDER BY value) AS place, count(*) OVER (PARTITION BY run) AS n
+  FROM steps WHERE (nth > 1 OR steps = 1) AND value IS NOT NULL
+),
+medians AS (SELECT run, avg(value) AS seconds FROM warm WHERE place IN ((n + 1) / 2, (n + 2) / 2) GROUP BY run)
+SELECT label, count(*) AS seeds, avg(seconds) AS step_seconds, max(peak) / 1073741824.0 AS peak_allocated_gib
+FROM finished f LEFT JOIN medians m ON m.run = f.run
+GROUP BY label HAVING avg(seconds) IS NOT NULL AND max(peak) IS NOT NULL ORDER BY min(position)",
+        points = points(summary),
     )
 }
 
@@ -176,10 +201,15 @@ pub fn pareto(summary: &Summary, measure: &Measure, cost: &str, names: (&str, &s
     {PLACE}
   {points} AND r.status = 'finished'
 ),
-labels AS (SELECT place, label, count(*) AS seeds, avg(loss) AS loss, {cost} AS cost FROM one r WHERE loss IS NOT NULL GROUP BY label)
-SELECT label, seeds, {shown} AS {quality}, cost AS {name}, NOT EXISTS (
-    SELECT 1 FROM labels o WHERE o.loss <= l.loss AND o.cost <= l.cost AND (o.loss < l.loss OR o.cost < l.cost)
-  ) AS on_front
+labels AS (SELECT place, label, count(*) AS seeds, avg(loss) AS loss, {cost} AS cost FROM one r WHERE loss IS NOT NULL GROUP BY label),
+front (place, loss, cost) AS (
+  SELECT * FROM (SELECT place, loss, cost FROM labels WHERE cost IS NOT NULL ORDER BY loss, cost LIMIT 1)
+  UNION ALL
+  SELECT l.place, l.loss, l.cost FROM front f JOIN labels l
+  ON l.place = (SELECT place FROM labels o WHERE o.cost * {WORTH} < f.cost ORDER BY o.loss, o.cost LIMIT 1)
+)
+SELECT label, seeds, {shown} AS {quality}, cost AS {name},
+  EXISTS (SELECT 1 FROM front f WHERE f.loss = l.loss AND f.cost = l.cost) AS on_front
 FROM labels l WHERE cost IS NOT NULL ORDER BY place",
         value = value(summary, measure),
         points = points(summary),

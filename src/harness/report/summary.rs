@@ -25,6 +25,8 @@ pub struct Summary<'a> {
     pub measure: Measure,
     /// Whether all runs trained on random tokens and evaluated nothing: their losses say nothing.
     pub is_of_random_tokens: bool,
+    /// Whether runs shared a device at the same time, so that their times say how they got in each other's way.
+    pub shared_device: bool,
     /// Settings of the sweep file's `report` that could not be followed.
     pub notes: Vec<String>,
 }
@@ -254,6 +256,7 @@ impl<'a> Summary<'a> {
             split,
             measure,
             is_of_random_tokens,
+            shared_device: shared_device(&comparison.points),
             notes,
         }
     }
@@ -357,7 +360,7 @@ impl<'a> Summary<'a> {
         paired_differences(&a.window_nll, &b.window_nll).filter(|windows| !windows.is_empty())
     }
 
-    /// The labels that can't be told from `best`, itself left out: `(label, whether an interval says so)`.
+    /// The labels that an interval can't tell from `best`, itself left out.
     pub fn alike(&self, best: usize, measure: &Measure) -> Vec<usize> {
         (0..self.labels.len())
             .into_par_iter()
@@ -365,7 +368,23 @@ impl<'a> Summary<'a> {
             .filter(|&label| {
                 let pairs = self.pairs(label, best, measure);
                 let difference = if pairs.all_agree() { None } else { pairs.difference() };
-                difference.is_some_and(|difference| !difference.is_distinguishable())
+                difference.is_some_and(|difference| {
+                    difference.interval.is_some() && !difference.is_distinguishable()
+                })
+            })
+            .collect()
+    }
+
+    /// The labels whose difference from `best` has no interval, so that nothing can be said of how sure it is.
+    pub fn without_interval(&self, best: usize, measure: &Measure) -> Vec<usize> {
+        (0..self.labels.len())
+            .into_par_iter()
+            .filter(|&label| label != best)
+            .filter(|&label| {
+                let pairs = self.pairs(label, best, measure);
+                pairs.by_seed.len() == 1
+                    && pairs.by_window.len() < 2
+                    && pairs.by_seed[0].is_finite()
             })
             .collect()
     }
@@ -474,6 +493,18 @@ pub fn plain(value: &Value) -> String {
         },
         value => value.to_string(),
     }
+}
+
+/// Whether two runs were under way at the same time on one device.
+fn shared_device(points: &[Point]) -> bool {
+    let span = |point: &'_ Point| {
+        let run = point.run.as_ref()?;
+        Some((run.device_identity.clone()?, run.started_at?, run.ended_at?))
+    };
+    let mut spans: Vec<(String, f64, f64)> = points.iter().filter_map(span).collect();
+    spans.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    // Where any overlap, two that follow one another do.
+    spans.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2)
 }
 
 /// The loss on `split` where a finished run has it, otherwise on the first split, otherwise the training loss.
