@@ -7,7 +7,7 @@ mod sweep_project;
 use fathom::store::{Status, Store};
 use fathom::sweep::plan::Plan;
 use fathom_spec::config::parse_assignment;
-use fathom_spec::record::RunPaths;
+use fathom_spec::record::{RunId, RunPaths};
 use std::path::{Path, PathBuf};
 use sweep_project::{
     Project, engine, exits, scripted, signal, text, through_kills, uninterrupted, until, workers,
@@ -552,6 +552,27 @@ fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
     assert_eq!(attempts, [1, 1, 1, 1, 2, 2]);
 }
 
+/// A log that is damaged after its run was read costs nothing: the store has the result.
+#[test]
+fn a_damaged_log_takes_no_result_away() {
+    let project = Project::new();
+    project.sweep(GRID);
+    exits(&project.run(&scripted()), 0);
+    let expected = project.table();
+    let folders = std::fs::read_dir(project.results().join("runs")).unwrap();
+    let victim = folders.map(|entry| entry.unwrap().path()).min().unwrap();
+    let log = RunPaths::new(&victim).events();
+    let whole = std::fs::read_to_string(&log).unwrap();
+    std::fs::write(&log, format!("{whole}{{\"loss\": NaN}}\n")).unwrap();
+    let output = project.run(&scripted());
+    exits(&output, 0);
+    let said = text(&output.stderr);
+    let id = victim.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains("its log is damaged, the store has its result and keeps it"), "{said}");
+    assert!(said.contains(&format!("from a backup, or remove runs/{id} of the results")), "{said}");
+    assert_eq!(project.table(), expected);
+}
+
 /// One run's damaged log is that run's trouble: the others go on, now and the next time.
 #[test]
 fn a_damaged_log_fails_its_run_alone() {
@@ -565,13 +586,20 @@ fn a_damaged_log_fails_its_run_alone() {
     let log = RunPaths::new(&victim).events();
     let whole = std::fs::read_to_string(&log).unwrap();
     std::fs::write(&log, format!("{whole}{{\"loss\": NaN}}\n")).unwrap();
+    // The store was lost too: nobody has the result.
+    for file in ["fathom.db", "fathom.db-wal", "fathom.db-shm"] {
+        let _ = std::fs::remove_file(project.results().join(file));
+    }
     project.sweep(longer);
     let output = project.run(&scripted());
     exits(&output, 3);
     let said = text(&output.stdout);
     assert!(said.contains("runs: 1 failed, 2 finished, 5 done before\n"), "{said}");
     let id = victim.file_name().unwrap().to_str().unwrap();
-    assert!(said.contains(&format!("help: remove runs/{id} of the results")), "{said}");
+    assert!(said.contains(&format!("from a backup, or remove runs/{id} of the results")), "{said}");
+    let store = Store::open_read_only(&project.results()).unwrap();
+    let detail = store.known_run(&RunId(id.into())).unwrap().status_detail.unwrap();
+    assert!(!detail.contains("help:") && !detail.contains('\n'), "{detail}");
     std::fs::remove_dir_all(&victim).unwrap();
     let output = project.run(&scripted());
     exits(&output, 0);

@@ -370,6 +370,11 @@ fn a_run_is_followed_until_it_ends() {
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
     assert!(String::from_utf8_lossy(&output.stderr).contains("nobody has the run any more"));
+    std::fs::remove_dir_all(results.paths("a1").folder).unwrap();
+    let message = results.refused(&["tail", "a1", "--no-follow"]);
+    assert!(message.contains("the run is finished, and its log is gone\n  help: "), "{message}");
+    let message = results.refused(&["top", "--sweep", "nope"]);
+    assert!(message.contains("--sweep: expected one of the 0 sweeps of the store"), "{message}");
     let message = results.refused(&["tail", "zz"]);
     assert!(message.contains("expected the id of a run"), "{message}");
 }
@@ -379,7 +384,7 @@ fn logs_are_told_in_numbers() {
     let results = Results::new();
     results.run("a1", "models/tiny", &finished());
     results.run("b2", "models/tiny", &[started(), step(1, 3.0)]);
-    // At work: its last line is half written. No store is asked.
+    // Killed: its last line is half written, and nobody has it. No store is asked.
     let live = results.paths("b2").events();
     let torn = std::fs::read_to_string(&live).unwrap() + "{\"v\":1,\"se";
     std::fs::write(&live, torn).unwrap();
@@ -394,7 +399,7 @@ fn logs_are_told_in_numbers() {
     assert_eq!(
         lines,
         "a10000000000 | finished | steps=2 | time=5.0 s | loss=2.5 | best=2.5 | eval=2.75 | tok/s=128.0 | peak=102.0 MiB\n\
-         b20000000000 | running | steps=1 | time=1.0 s | loss=3 | best=3 | eval=- | tok/s=128.0 | peak=101.0 MiB\n"
+         b20000000000 | dead | steps=1 | time=1.0 s | loss=3 | best=3 | eval=- | tok/s=128.0 | peak=101.0 MiB\n"
     );
     // The same from the store as from the log.
     let summary = |name: &str| {

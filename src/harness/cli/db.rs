@@ -5,6 +5,7 @@ use super::table;
 use crate::store::Store;
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use fathom_spec::record::RunId;
 use fathom_spec::units::Bytes;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ pub struct DbArgs {
 pub enum DbCommand {
     /// See whether the database is whole and says what the runs' logs say; exits with 8 where something is wrong
     Check,
-    /// Make the store's runs anew from their folders; a damaged database is kept aside
+    /// Make the store's runs anew from their folders; a damaged database is kept aside, and what has no folder is taken over
+    /// from it; exits with 8 where some of that can't be read
     Rebuild,
     /// Copy the store into one file of its own, while runs may go on
     Backup {
@@ -43,7 +45,7 @@ pub fn run(args: DbArgs) -> Result<u8> {
     let results = &args.results;
     let (text, code) = match args.command {
         DbCommand::Check => check(results)?,
-        DbCommand::Rebuild => (rebuild(results)?, exit::OK),
+        DbCommand::Rebuild => rebuild(results)?,
         DbCommand::Backup { file } => {
             Store::open_read_only(results)?.backup(&file)?;
             let size = std::fs::metadata(&file).map_or(0, |file| file.len());
@@ -88,35 +90,45 @@ fn check(results: &Path) -> Result<(String, u8)> {
     Ok((text, code))
 }
 
-/// Makes the store anew from the folders of runs, and says what came of it.
+/// Makes the store anew from the folders of runs, and says what came of it, with the exit code.
 ///
 /// # Errors
 ///
 /// When the database can't be written or the folders can't be listed.
-pub fn rebuild(results: &Path) -> Result<String> {
+pub fn rebuild(results: &Path) -> Result<(String, u8)> {
     let rebuilt = Store::rebuild_from_folders(results)?;
+    let store = Store::open_read_only(results)?;
     for (folder, reason) in &rebuilt.problems {
-        tell!(
-            "warning: runs/{folder} is not read as a whole, the store keeps what it had: {reason}"
-        );
+        let kept = match store.run(&RunId(folder.clone()))? {
+            Some(_) => "the store keeps what it had",
+            None => "the store has nothing of it",
+        };
+        tell!("warning: runs/{folder} is not read as a whole, {kept}: {reason}");
     }
-    if let [first, ..] = &rebuilt.kept[..] {
-        let count = rebuilt.kept.len();
-        tell!(
-            "note: {count} runs have no folder any more, {first} first: the store keeps what it had"
-        );
-    }
+    let mut code = exit::OK;
+    let mut whole = true;
     if let Some((aside, lost)) = &rebuilt.aside {
         tell!("warning: the database was damaged and is kept as {}", aside.display());
         for what in lost {
             tell!("warning: {what}");
         }
         if !lost.is_empty() {
+            (code, whole) = (exit::PROBLEMS, false);
             tell!(
-                "  help: `fathom sweep run FILE` records a sweep again; what is finished is not run again"
+                "  help: what this names is only in {}: keep it, or put a backup in the place of {}; `fathom sweep run FILE` records a sweep again, and what is finished is not run again",
+                aside.display(),
+                Store::path(results).display()
             );
         }
     }
+    if let [first, ..] = &rebuilt.kept[..] {
+        let count = rebuilt.kept.len();
+        let kept = match whole {
+            true => "the store keeps what it had",
+            false => "the store keeps what could be read of them",
+        };
+        tell!("note: {count} runs have no folder any more, {first} first: {kept}");
+    }
     let path = Store::path(results);
-    Ok(format!("{}: {} runs, {} events\n", path.display(), rebuilt.runs, rebuilt.events))
+    Ok((format!("{}: {} runs, {} events\n", path.display(), rebuilt.runs, rebuilt.events), code))
 }

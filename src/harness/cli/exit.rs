@@ -8,7 +8,7 @@ pub const ERROR: u8 = 1;
 pub const RUNS_FAILED: u8 = 3;
 /// Something that fathom needs is missing on this machine (`fathom doctor`).
 pub const MISSING: u8 = 4;
-/// `fathom db check` found something wrong: it says what, and the way out.
+/// `fathom db check` found something wrong, or `fathom db rebuild` could not read all that no folder has: it says what.
 pub const PROBLEMS: u8 = 8;
 /// `fathom reproduce`: some numbers are not the same bits, and all are within the tolerance.
 pub const WITHIN_TOLERANCE: u8 = 10;

@@ -161,7 +161,7 @@ fn run(command: Command, context: &Context) -> Result<u8> {
         Command::Plan(args) => plan::run(&args),
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Report(args) => report::run(args).map(|()| exit::OK),
-        Command::Runs(args) => runs::run(args).map(|()| exit::OK),
+        Command::Runs(args) => runs::run(args),
         Command::Control(args) => control::run(args).map(|()| exit::OK),
         Command::Db(args) => db::run(args),
         Command::Sql(args) => sql::run(args).map(|()| exit::OK),

@@ -116,6 +116,17 @@ impl Watcher for Progress {
         ));
     }
 
+    fn damaged(&self, point: &Identified, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        let what = error.split("\n  help: ").next().unwrap_or(&error);
+        self.say(&format!(
+            "warning: {}: its log is damaged, the store has its result and keeps it: {what}\n  help: put back its log from a backup, or remove \
+             runs/{} of the results to make it anew",
+            point.point.label,
+            point.run_id()
+        ));
+    }
+
     fn done_elsewhere(&self) {
         self.whole.borrow().inc(1);
     }

@@ -2,10 +2,10 @@
 
 use super::table;
 use crate::run::is_held;
-use crate::store::Store;
-use anyhow::{Context, Result, bail};
+use crate::store::{Status, Store};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use fathom_spec::record::{Event, EventKind, RunPaths, read_events};
+use fathom_spec::record::{Event, EventKind, RunId, RunPaths, read_events};
 use fathom_spec::units::{Bytes, Tokens, format_number, format_seconds};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub fn run(args: TailArgs) -> Result<()> {
     let (events, mut offset) = match log.exists() {
         true => read_events(&log, 0)?,
         false if args.no_follow || !is_held(&paths) => {
-            bail!("{}: expected events, found none: the run has not begun", log.display())
+            return Err(nothing_logged(&paths, &args.results));
         }
         false => (Vec::new(), 0),
     };
@@ -79,6 +79,21 @@ pub fn run(args: TailArgs) -> Result<()> {
         }
         last = events.last().cloned().or(last);
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Why there is no log, by what the store says of the run.
+fn nothing_logged(paths: &RunPaths, results: &Path) -> anyhow::Error {
+    let log = paths.events();
+    let name = paths.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let run = Store::open_read_only(results).and_then(|store| store.run(&RunId(name.clone())));
+    match run {
+        Ok(Some(run)) if run.status != Status::Planned => anyhow!(
+            "{}: expected events, found no such file: the run is {}, and its log is gone\n  help: `fathom runs show {name}` says what the store has of it",
+            log.display(),
+            run.status
+        ),
+        _ => anyhow!("{}: expected events, found none: the run has not begun", log.display()),
     }
 }
 

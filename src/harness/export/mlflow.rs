@@ -110,10 +110,10 @@ pub fn run_uuid(curves: &Curves) -> String {
 /// As `mlflow.entities.RunStatus` counts them.
 fn status(name: &str) -> u8 {
     match name {
-        "running" => 1,
+        "running" | "running elsewhere" | "silent" => 1,
         "planned" => 2,
         "finished" => 3,
-        "stopped" | "killed" | "lost" => 5,
+        "stopped" | "killed" | "lost" | "dead" => 5,
         _ => 4,
     }
 }

@@ -1,6 +1,7 @@
 //! What a report reads: one sweep of the store, whole, in plain values and in a fixed order.
 
 use super::summary::{EVAL_LOSS, TRAINING_LOSS};
+use crate::store::explain;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, Row};
 use serde_json::{Map, Value};
@@ -108,9 +109,9 @@ impl Comparison {
     /// When there is no store, it can't be read, or it has no sweep of that name.
     pub fn read(results: &Path, name: &str) -> Result<Comparison> {
         let mut store = open(results)?;
-        let transaction = store.transaction()?;
         let path = results.join(STORE);
-        Comparison::read_from(&transaction, name).with_context(|| path.display().to_string())
+        let transaction = in_store(&path, store.transaction().map_err(anyhow::Error::from))?;
+        in_store(&path, Comparison::read_from(&transaction, name))
     }
 
     /// As [`Comparison::read`], from an open store.
@@ -175,7 +176,12 @@ const STORE: &str = "fathom.db";
 ///
 /// When there is no store or it can't be read.
 pub fn sweeps(results: &Path) -> Result<Vec<String>> {
-    names(&open(results)?)
+    in_store(&results.join(STORE), names(&open(results)?))
+}
+
+/// Names the store in an error of reading it, and the way out where there is one.
+fn in_store<T>(path: &Path, read: Result<T>) -> Result<T> {
+    read.with_context(|| path.display().to_string()).map_err(|error| explain::using(path, error))
 }
 
 fn open(results: &Path) -> Result<Connection> {
@@ -187,8 +193,8 @@ fn open(results: &Path) -> Result<Connection> {
         );
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(&path, flags)
-        .with_context(|| format!("{}: the store can't be opened", path.display()))
+    let opened = Connection::open_with_flags(&path, flags);
+    in_store(&path, opened.context("the store can't be opened"))
 }
 
 fn names(store: &Connection) -> Result<Vec<String>> {

@@ -119,8 +119,9 @@ impl Store {
     /// Makes the rows anew in a private database, and compares how many there are.
     fn check_logs(&self, findings: &mut Findings) -> Result<()> {
         let folders = run_folders(&self.results)?;
-        let known: BTreeMap<String, u64> = self
-            .rows("SELECT run_id, log_offset FROM runs", [], |row| Ok((row.get(0)?, row.get(1)?)))?
+        let sql = "SELECT run_id, log_offset, status = 'planned' FROM runs";
+        let known: BTreeMap<String, (u64, bool)> = self
+            .rows(sql, [], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?
             .into_iter()
             .collect();
         for name in folders.iter().filter(|name| !known.contains_key(*name)) {
@@ -128,10 +129,13 @@ impl Store {
                 .problem(format!("runs/{name}: its folder is there, its rows are not"), REBUILD);
         }
         let (mut gone, mut whole) = (Vec::new(), Vec::new());
-        for (run_id, offset) in &known {
+        for (run_id, (offset, planned)) in &known {
             let paths = RunPaths::in_results(&self.results, &RunId(run_id.clone()));
             if !paths.folder.exists() {
-                gone.push(run_id.as_str());
+                // A run that has not begun never had one.
+                if !planned {
+                    gone.push(run_id.as_str());
+                }
                 continue;
             }
             let length = std::fs::metadata(paths.events()).map_or(0, |file| file.len());

@@ -38,7 +38,7 @@ pub(super) fn opening(path: &Path, error: Error) -> Error {
 }
 
 /// Adds the way out to an error of reading or writing, where there is one.
-pub(super) fn using(path: &Path, error: Error) -> Error {
+pub(crate) fn using(path: &Path, error: Error) -> Error {
     match advice(path, &error) {
         Some(help) => anyhow!("{error:#}\n  help: {help}"),
         None => error,
@@ -48,7 +48,7 @@ pub(super) fn using(path: &Path, error: Error) -> Error {
 fn advice(path: &Path, error: &Error) -> Option<String> {
     let shown = path.display();
     match code(error)? {
-        ErrorCode::DatabaseCorrupt => Some(format!(
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Some(format!(
             "{shown} is damaged: `fathom db rebuild` keeps it aside and makes the database anew from the folders of runs"
         )),
         ErrorCode::DiskFull => Some(format!(

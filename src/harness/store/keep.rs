@@ -1,7 +1,7 @@
 //! The database as a file: copies of it, its size, and what becomes of it when it is removed while it is in use.
 
 use super::{Journal, Store, explain, migrate};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -75,8 +75,18 @@ impl Store {
         self.connection.pragma_update(None, "query_only", false)?;
         let copied = self.connection.execute("VACUUM INTO ?1", [to.to_string_lossy()]);
         self.connection.pragma_update(None, "query_only", guarded)?;
-        copied.with_context(|| format!("{}: the copy can't be written", to.display()))?;
-        Ok(())
+        copied.map(|_| ()).map_err(|error| {
+            // What was begun of it is no copy.
+            let _ = std::fs::remove_file(to);
+            let (path, error) = (Store::path(&self.results), Error::from(error));
+            match explain::is_damage(&error) {
+                true => explain::using(
+                    &path,
+                    error.context(format!("{}: can't be copied", path.display())),
+                ),
+                false => error.context(format!("{}: the copy can't be written", to.display())),
+            }
+        })
     }
 
     /// Gives back the space that removed rows left.

@@ -6,12 +6,12 @@
 //! `migrations/`) is a public interface; [`Store::connection`] is there for any question that `query` has no method for.
 //!
 //! Where to look: `migrate` (versions), `journal` (file systems), `ingest` (events to rows) with `lines` (the log's text) and
-//! `metrics` (scalars and their summaries), `rebuild` (all of it again), `check` and `keep` (what `fathom db` does),
+//! `metrics` (scalars and their summaries), `rebuild` (all of it again) with `salvage` (what a damaged database still has), `check` and `keep` (what `fathom db` does),
 //! `query` and `history` (what is asked), `curate` (what people do to runs by hand).
 
 mod check;
 mod curate;
-mod explain;
+pub(crate) mod explain;
 mod history;
 mod ingest;
 mod journal;
@@ -21,6 +21,7 @@ mod metrics;
 mod migrate;
 mod query;
 mod rebuild;
+mod salvage;
 mod write;
 
 pub use check::{Finding, Findings};

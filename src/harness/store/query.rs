@@ -234,7 +234,7 @@ impl Store {
 
     /// A run by its whole id.
     pub fn run(&self, run_id: &RunId) -> Result<Option<Run>> {
-        Run::load(&self.connection, run_id)
+        Run::load(&self.connection, run_id).map_err(|error| self.explained(error))
     }
 
     /// A run by its whole id, which must be there.
@@ -456,7 +456,8 @@ impl Store {
             .collect())
     }
 
-    fn explained(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {
+    /// Adds the way out to an error of the database.
+    pub(crate) fn explained(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {
         explain::using(&Store::path(self.results()), error.into())
     }
 

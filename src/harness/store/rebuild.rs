@@ -3,19 +3,18 @@
 //! It is one transaction on the database that is there, so that readers see the old rows until they see the new, and a kill
 //! on the way changes nothing. Logs are read on all cores while their rows are written, table by table in the order that the
 //! tables have. What is in no folder (sweeps, and whatever a later version adds) is not touched, and runs keep their numbers,
-//! by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over.
+//! by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over (`salvage`).
 
 use super::curate::Labels;
 use super::ingest::apply;
 use super::lines::{self, Stretch};
 use super::write::write_run;
-use super::{Run, RunRecord, SavedIdentity, Store, explain, keep};
-use anyhow::{Context, Result, anyhow, ensure};
+use super::{Run, RunRecord, SavedIdentity, Store, explain, keep, salvage};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{RunId, RunPaths};
 use rayon::prelude::*;
-use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, params, params_from_iter};
+use rusqlite::{Connection, OpenFlags, params};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -55,7 +54,7 @@ pub struct Rebuilt {
     pub problems: Vec<(String, String)>,
     /// Runs that have no folder any more. The store keeps what it had of them.
     pub kept: Vec<RunId>,
-    /// Where the damaged database is now, and what could not be read of it.
+    /// Where the damaged database is now, and what could not be read of it: that is nowhere else.
     pub aside: Option<(PathBuf, Vec<String>)>,
 }
 
@@ -64,6 +63,8 @@ pub struct Rebuilt {
 struct Remembered {
     /// The numbers of runs.
     ids: BTreeMap<String, i64>,
+    /// Those that have not begun: it is no wonder that they have no folder.
+    planned: BTreeSet<String>,
     /// A supervisor's verdicts on runs: id, last event then, status, detail.
     runs: Vec<(String, i64, String, Option<String>)>,
     /// And on attempts that logged no ending: id, the event that began them, status, detail.
@@ -84,9 +85,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the database can't be written, is another program's or a newer fathom's, or the folders can't be listed.
+    /// When there is no results folder, the database can't be written, is another program's or a newer fathom's, or the folders
+    /// can't be listed.
     pub fn rebuild_from_folders(results: &Path) -> Result<Rebuilt> {
         let path = Store::path(results);
+        if !path.exists() && !results.join("runs").is_dir() {
+            bail!(
+                "{}: expected a results folder, found neither runs nor fathom.db in it\n  help: --results names another results folder",
+                results.display()
+            );
+        }
         if !is_damaged(&path) {
             return Store::open(results)?.rebuild();
         }
@@ -98,12 +106,36 @@ impl Store {
             // Else SQLite reads nothing of a file that is shorter than it says. Where this fails, so does what follows.
             let _ = old.pragma_update(None, "writable_schema", true);
         }
-        let remembered =
-            old.as_ref().map_or_else(Remembered::default, |old| remember(old, &mut lost));
+        let mut remembered = Remembered::default();
         let mut store = Store::open(results)?;
+        let mut unread = BTreeMap::new();
+        if let Some(old) = &old {
+            remembered = remember(old, &mut lost);
+            unread = salvage::runs(old, &mut store, &remembered.ids)?;
+        }
         let mut rebuilt = store.rebuild_as(&remembered)?;
+        // What is read of a folder is the truth, whatever the old database says of it.
+        let mut stay = remembered.ids.clone();
+        for name in run_folders(results)? {
+            if rebuilt.problems.iter().all(|(problem, _)| *problem != name) {
+                stay.remove(&name);
+            }
+        }
+        unread.retain(|name, _| stay.remove(name).is_some());
+        rebuilt.kept.retain(|run_id| !unread.contains_key(&run_id.0));
+        if let Some((first, reason)) = unread.first_key_value() {
+            lost.push(format!(
+                "{} can't be read, and no folder has all of them: {reason}",
+                salvage::counted(unread.len(), first)
+            ));
+        }
         match &old {
-            Some(old) => salvage(old, &store.connection, &mut lost)?,
+            Some(old) => {
+                let stay: Vec<_> = stay.iter().map(|(name, id)| (name.as_str(), *id)).collect();
+                salvage::rows_of_runs(old, &mut store, &stay, &mut lost)?;
+                salvage::others(old, &mut store, &mut lost)?;
+                store.fold_in()?;
+            }
             None => lost.push("nothing of it can be read".into()),
         }
         rebuilt.aside = Some((aside, lost));
@@ -255,7 +287,9 @@ fn write_all(
         [],
     )?;
     restore_verdicts(connection, remembered)?;
-    let gone = stay.iter().filter(|(name, _)| !problems.contains_key(*name));
+    let gone = stay
+        .iter()
+        .filter(|(name, _)| !problems.contains_key(*name) && !remembered.planned.contains(*name));
     rebuilt.kept = gone.map(|(name, _)| RunId(name.to_string())).collect();
     Ok(rebuilt)
 }
@@ -306,11 +340,20 @@ fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Re
 /// What only the database knows. Rows after one that can't be read are left out, and `unread` says so.
 fn remember(connection: &Connection, unread: &mut Vec<String>) -> Remembered {
     let mut remembered = Remembered::default();
+    // By the index of names, which may be whole where a row is not.
+    let mut ids = Vec::new();
+    each(connection, "runs", "SELECT run_id, id FROM runs", &mut Vec::new(), |row| {
+        ids.push((row.get(0)?, row.get(1)?));
+        Ok(())
+    });
+    remembered.ids.extend(ids);
     let of_run = "SELECT run_id, last_seq, status, status_detail, id FROM runs";
     each(connection, "runs", of_run, unread, |row| {
         let (run_id, status): (String, String) = (row.get(0)?, row.get(2)?);
         remembered.ids.insert(run_id.clone(), row.get(4)?);
-        if status != "planned" && status != "running" {
+        if status == "planned" {
+            remembered.planned.insert(run_id);
+        } else if status != "running" {
             remembered.runs.push((run_id, row.get(1)?, status, row.get(3)?));
         }
         Ok(())
@@ -324,7 +367,8 @@ fn remember(connection: &Connection, unread: &mut Vec<String>) -> Remembered {
     remembered
 }
 
-fn each(
+/// Reads rows one by one; `unread` says where that ended early.
+pub(super) fn each(
     connection: &Connection,
     what: &str,
     sql: &str,
@@ -359,39 +403,6 @@ fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<
                  WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND seq = ?2 AND ended_at IS NULL",
             )?
             .execute(params![run_id, seq, status, detail])?;
-    }
-    Ok(())
-}
-
-/// Takes over from a damaged database, row by row, the tables that no folder has: sweeps with their points first.
-fn salvage(old: &Connection, new: &Connection, lost: &mut Vec<String>) -> Result<()> {
-    let mut tables = vec!["sweeps".to_string(), "points".to_string()];
-    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid";
-    let mut statement = new.prepare(sql)?;
-    for name in statement.query_map([], |row| row.get::<_, String>(0))? {
-        let name = name?;
-        if !tables.contains(&name) && name != "metric_keys" && !FROM_FOLDERS.contains(&&*name) {
-            tables.push(name);
-        }
-    }
-    for table in tables {
-        let mut refused = 0;
-        each(old, &table, &format!("SELECT * FROM {table}"), lost, |row| {
-            let names: Vec<&str> = row.as_ref().column_names().collect();
-            let values: Vec<Value> =
-                (0..names.len()).map(|i| row.get(i)).collect::<rusqlite::Result<_>>()?;
-            let places = vec!["?"; names.len()].join(", ");
-            let columns = names.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
-            let sql = format!("INSERT INTO {table} ({columns}) VALUES ({places})");
-            let inserted = new
-                .prepare_cached(&sql)
-                .and_then(|mut insert| insert.execute(params_from_iter(values)));
-            refused += usize::from(inserted.is_err());
-            Ok(())
-        });
-        if refused > 0 {
-            lost.push(format!("{refused} rows of {table} name what is not there any more"));
-        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the sweep driver and the supervisor write: sweeps with their points, runs before they begin, and verdicts.
 
 use super::{Status, Store};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use fathom_spec::config::{Digests, RunConfig, RunIdentity};
 use fathom_spec::record::{RunId, RunPaths};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -197,7 +197,7 @@ pub(super) fn write_run(
             |row| row.get(0),
         )
         .optional()
-        .map_err(|error| anyhow!("run {run_id}: can't be recorded: {error}"))?;
+        .with_context(|| format!("run {run_id}: can't be recorded"))?;
     let Some(id) = id else { return Ok(None) };
     connection.prepare_cached("DELETE FROM params WHERE run = ?1")?.execute([id])?;
     let mut insert = connection

@@ -9,6 +9,7 @@ mod show;
 pub use compare::diff;
 pub use show::show;
 
+use super::exit;
 use super::sql;
 use super::table::{self, Cell, Format, Table};
 use crate::run::{State, is_held, standing};
@@ -125,7 +126,7 @@ pub enum RunsCommand {
 /// # Errors
 ///
 /// When there is no store, no such run or sweep in it, or something that is to change can't be changed.
-pub fn run(args: RunsArgs) -> Result<()> {
+pub fn run(args: RunsArgs) -> Result<u8> {
     let (command, results) = match args.command {
         RunsCommand::Tag { arguments } => {
             let (arguments, results) = label::without_results(arguments, args.results)?;
@@ -159,9 +160,14 @@ pub fn run(args: RunsArgs) -> Result<()> {
             remove::remove(&mut open_to_write()?, &runs, force)?
         }
         RunsCommand::Gc { yes, only } => remove::collect_garbage(&open()?, yes, only)?,
-        RunsCommand::Rebuild => super::db::rebuild(&results)?,
+        RunsCommand::Rebuild => {
+            let (text, code) = super::db::rebuild(&results)?;
+            table::print(&text)?;
+            return Ok(code);
+        }
     };
-    table::print(&text)
+    table::print(&text)?;
+    Ok(exit::OK)
 }
 
 /// The runs that a command names, then those of the sweep that it names; each once.
@@ -184,7 +190,7 @@ pub fn chosen(store: &Store, names: &[String], sweep: Option<&str>) -> Result<Ve
 }
 
 /// Refuses a sweep that the store does not have.
-fn known_sweep(store: &Store, name: &str) -> Result<()> {
+pub(super) fn known_sweep(store: &Store, name: &str) -> Result<()> {
     let sweeps = store.sweeps()?;
     if sweeps.iter().any(|known| known.name == name) {
         return Ok(());
@@ -227,7 +233,7 @@ pub fn ls(store: &Store, sweep: Option<&str>, status: Option<Status>) -> Result<
     let mut statement = store.connection().prepare(
         "SELECT * FROM v_runs WHERE ?1 IS NULL OR sweep = ?1 ORDER BY sweep IS NULL, sweep, position, run_id",
     )?;
-    let mut table = sql::collect(&mut statement, (sweep,))?;
+    let mut table = sql::collect(store, &mut statement, (sweep,))?;
     let column = |name| table.columns.iter().position(|c| c == name).expect("a column of v_runs");
     let (id_at, status_at) = (column("run_id"), column("status"));
     let running = Cell::from(Status::Running.name());

@@ -173,11 +173,11 @@ fn contents() -> Table {
 ///
 /// When it is not one query, not understood, or not only reading.
 pub fn answer(store: &Store, query: &str) -> Result<Table> {
-    collect(&mut prepare(store, query)?, [])
+    collect(store, &mut prepare(store, query)?, [])
 }
 
 fn prepare<'s>(store: &'s Store, query: &str) -> Result<Statement<'s>> {
-    let statement = store.connection().prepare(query).map_err(explain)?;
+    let statement = store.connection().prepare(query).map_err(|error| explain(store, error))?;
     if !statement.readonly() {
         bail!(
             "query: expected one that only reads, found one that writes\n  help: the store is an index of the runs' logs; `fathom runs rebuild` makes it anew from them"
@@ -187,11 +187,15 @@ fn prepare<'s>(store: &'s Store, query: &str) -> Result<Statement<'s>> {
 }
 
 /// The rows of a statement.
-pub(super) fn collect(statement: &mut Statement, values: impl Params) -> Result<Table> {
+pub(super) fn collect(
+    store: &Store,
+    statement: &mut Statement,
+    values: impl Params,
+) -> Result<Table> {
     let columns: Vec<String> = statement.column_names().map(ToString::to_string).collect();
-    let mut rows = statement.query(values).map_err(explain)?;
+    let mut rows = statement.query(values).map_err(|error| explain(store, error))?;
     let mut cells = Vec::new();
-    while let Some(row) = rows.next().map_err(explain)? {
+    while let Some(row) = rows.next().map_err(|error| explain(store, error))? {
         let values = (0..columns.len()).map(|i| Ok(cell(row.get_ref(i)?)));
         cells.push(values.collect::<Result<Vec<_>>>()?);
     }
@@ -213,7 +217,13 @@ fn cell(value: ValueRef) -> Cell {
 }
 
 /// SQLite's message, with the place in the query where it knows one, and the nearest name for a table that is not there.
-fn explain(error: rusqlite::Error) -> anyhow::Error {
+fn explain(store: &Store, error: rusqlite::Error) -> anyhow::Error {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, SystemIoFailure};
+    let code = error.sqlite_error_code();
+    if matches!(code, Some(CannotOpen | DatabaseCorrupt | NotADatabase | SystemIoFailure)) {
+        // It is not the query that is wrong.
+        return store.explained(error);
+    }
     let (message, place) = match error {
         rusqlite::Error::SqlInputError { msg, sql, offset, .. } => {
             let before = usize::try_from(offset).ok().and_then(|offset| sql.get(..offset));

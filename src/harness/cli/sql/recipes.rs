@@ -162,7 +162,7 @@ impl Recipe {
             .zip(&values)
             .map(|(name, value)| (name.as_str(), value as &dyn rusqlite::ToSql))
             .collect();
-        collect(&mut statement, &bound[..])
+        collect(store, &mut statement, &bound[..])
     }
 }
 

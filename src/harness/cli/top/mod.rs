@@ -5,6 +5,7 @@
 mod state;
 mod view;
 
+use super::runs::known_sweep;
 use crate::store::Store;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -45,6 +46,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// When standard output is no terminal, or the store can't be read.
 pub fn run(args: TopArgs) -> Result<()> {
     let store = Store::open_read_only(&args.results)?;
+    if let Some(sweep) = &args.sweep {
+        known_sweep(&store, sweep)?;
+    }
     if !std::io::stdout().is_terminal() {
         bail!(
             "top: expected a terminal to draw in, found none\n  help: `fathom runs ls --status running` prints a list"

@@ -23,7 +23,18 @@ impl Driver<'_> {
     pub(super) fn is_done(&mut self, job: &Job) -> Result<bool> {
         // A database that was made anew meanwhile knows it no more.
         self.record_run(&job.point)?;
-        let status = self.store.ingest_run(&job.run_id())?.status;
+        let run_id = job.run_id();
+        let status = match self.store.ingest_run(&run_id) {
+            Ok(ingested) => ingested.status,
+            // Its result was read before the log was damaged, and is whole.
+            Err(error) => match self.store.status(&run_id)? {
+                Some(status) if status.is_result() && !self.again.contains(&status) => {
+                    self.watcher.damaged(&job.point, &error);
+                    status
+                }
+                _ => return Err(error),
+            },
+        };
         if status.is_result() {
             return Ok(!self.again.contains(&status));
         }
@@ -89,9 +100,13 @@ impl Driver<'_> {
     /// The end of a run whose log can't be read: it failed, and says how to begin it anew.
     pub(super) fn damaged(&mut self, point: &Identified, error: &anyhow::Error) -> Result<Ended> {
         let run_id = point.run_id();
-        let detail =
-            format!("{error:#}\n  help: remove runs/{run_id} of the results to begin it anew");
-        self.store.set_status(&run_id, Status::Failed, Some(&detail))?;
+        // The way out is for who looks on: a report has what was wrong alone.
+        let error = format!("{error:#}");
+        let what = error.split("\n  help: ").next().unwrap_or(&error);
+        self.store.set_status(&run_id, Status::Failed, Some(what))?;
+        let detail = format!(
+            "{what}\n  help: put back its log from a backup, or remove runs/{run_id} of the results to begin it anew"
+        );
         let (label, seed) = (point.point.label.clone(), point.point.seed);
         let (status, detail) = (Status::Failed, Some(detail));
         Ok(Ended { label, seed, run_id, status, detail, at_rung: None })

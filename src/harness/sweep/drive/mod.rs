@@ -62,6 +62,8 @@ pub trait Watcher {
     /// A run has logged an event.
     fn event(&self, line: usize, point: &Identified, event: &Event);
     fn ended(&self, line: usize, ended: &Ended);
+    /// A run has its result in the store, and its log can't be read any more.
+    fn damaged(&self, point: &Identified, error: &anyhow::Error);
     /// Another process has brought a run to its result.
     fn done_elsewhere(&self);
     /// There is nothing to do but wait for `runs` that another process has.
