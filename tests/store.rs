@@ -521,6 +521,8 @@ fn rebuilding_names_what_it_could_not_read_and_keeps_verdicts() {
     let (_, paths) = plan(&mut store, "a3", &config(0));
     std::fs::write(paths.config(), "model: 7\n").unwrap();
     let (moved, paths) = plan(&mut store, "a4", &config(0));
+    std::fs::write(paths.events(), lines(&[started(1, 0)])).unwrap();
+    store.ingest_run(&moved).unwrap();
     std::fs::rename(&paths.folder, paths.folder.with_file_name("copy")).unwrap();
     std::fs::create_dir_all(dir.path().join("runs/notes")).unwrap();
 
@@ -534,7 +536,7 @@ fn rebuilding_names_what_it_could_not_read_and_keeps_verdicts() {
     assert_eq!((run.status, run.status_detail.as_deref()), (Status::Killed, Some("signal 9")));
     assert_eq!(store.status(&lost).unwrap(), Some(Status::Finished), "the log has newer word");
     // What is left of them is not thrown away.
-    assert_eq!(store.status(&moved).unwrap(), Some(Status::Planned));
+    assert_eq!(store.status(&moved).unwrap(), Some(Status::Running));
     assert_eq!(rebuilt.kept, [moved]);
 }
 

@@ -651,19 +651,26 @@ fn every_reader_of_a_damaged_database_names_the_way_out() {
 }
 
 #[test]
-fn a_store_that_can_only_be_read_says_so_to_who_records() {
+fn a_run_that_cannot_be_recorded_names_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = example(dir.path());
-    store.connection().pragma_update(None, "query_only", true).unwrap();
-    let run_hash = "d".repeat(64);
-    let identity = SavedIdentity {
-        identity: RunIdentity { run_hash, group_hash: "9".repeat(64) },
-        digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
-        created_at: CREATED_AT,
-    };
-    let message = error(store.upsert_run(&RunRecord { identity: &identity, config: &config() }));
-    assert!(message.starts_with("run dddddddddddd: can't be recorded: "), "{message}");
-    assert!(message.contains("\n  help: ") && message.contains("`fathom db check`"), "{message}");
+    let pages: i64 =
+        store.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    store.connection().pragma_update(None, "max_page_count", pages).unwrap();
+    let refused = (0..1000).find_map(|n| {
+        let run_hash = format!("{n:0>12}{}", "0".repeat(52));
+        let identity = SavedIdentity {
+            identity: RunIdentity { run_hash, group_hash: "9".repeat(64) },
+            digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+            created_at: CREATED_AT,
+        };
+        store.upsert_run(&RunRecord { identity: &identity, config: &config() }).err()
+    });
+    let message = format!("{:#}", refused.expect("no more room"));
+    assert!(
+        message.contains("\n  help: nothing is lost, the runs' logs have it: make room"),
+        "{message}"
+    );
 }
 
 #[test]

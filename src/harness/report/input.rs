@@ -1,8 +1,7 @@
 //! What a report reads: one sweep of the store, whole, in plain values and in a fixed order.
 
 use super::summary::{EVAL_LOSS, TRAINING_LOSS};
-use crate::store::explain;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::{Connection, OpenFlags, Row};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -181,7 +180,20 @@ pub fn sweeps(results: &Path) -> Result<Vec<String>> {
 
 /// Names the store in an error of reading it, and the way out where there is one.
 fn in_store<T>(path: &Path, read: Result<T>) -> Result<T> {
-    read.with_context(|| path.display().to_string()).map_err(|error| explain::using(path, error))
+    read.map_err(|error| {
+        use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, SystemIoFailure};
+        let code = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+        let shown = path.display();
+        match code {
+            Some(DatabaseCorrupt | NotADatabase) => anyhow!(
+                "{shown}: {error:#}\n  help: {shown} is damaged: `fathom db rebuild` keeps it aside and makes the database anew from the folders of runs"
+            ),
+            Some(CannotOpen | SystemIoFailure) => {
+                anyhow!("{shown}: {error:#}\n  help: `fathom db check` says what it lacks")
+            }
+            _ => error.context(shown.to_string()),
+        }
+    })
 }
 
 fn open(results: &Path) -> Result<Connection> {

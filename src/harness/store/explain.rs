@@ -38,7 +38,7 @@ pub(super) fn opening(path: &Path, error: Error) -> Error {
 }
 
 /// Adds the way out to an error of reading or writing, where there is one.
-pub(crate) fn using(path: &Path, error: Error) -> Error {
+pub(super) fn using(path: &Path, error: Error) -> Error {
     match advice(path, &error) {
         Some(help) => anyhow!("{error:#}\n  help: {help}"),
         None => error,

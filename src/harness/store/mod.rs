@@ -11,7 +11,7 @@
 
 mod check;
 mod curate;
-pub(crate) mod explain;
+mod explain;
 mod history;
 mod ingest;
 mod journal;
