@@ -1,8 +1,6 @@
 //! What a run logged: its scalars by step, with the time of each step.
 
-use crate::run::standing;
 use crate::store::{Labels, Run, Store};
-use crate::sweep::drive::now;
 use anyhow::{Context, Result};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{Event, EventKind, RunPaths, read_events};
@@ -18,7 +16,7 @@ pub struct Curves {
     pub run_hash: String,
     /// The first sweep that has it as a point, with the point's label and seed.
     pub point: Option<(String, String, u64)>,
-    /// As the store spells it; where only the log was read and has no ending, how the run stands.
+    /// As the store spells it; `running` where only the log was read and has no ending.
     pub status: String,
     /// Seconds since 1970-01-01 UTC, as all times here.
     pub started_at: f64,
@@ -123,10 +121,6 @@ impl Curves {
             if let EventKind::Sample { step, prompt, text } = &event.kind {
                 curves.samples.push((*step, prompt.clone(), text.clone()));
             }
-        }
-        if curves.status == "running" {
-            // There is no ending: is anybody at it?
-            curves.status = standing(&paths, now())?.state.name().into();
         }
         curves.started_at = began.or(events.first().map(|event| event.time)).unwrap_or(0.0);
         curves.scalars =

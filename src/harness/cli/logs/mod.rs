@@ -12,6 +12,7 @@ use super::train::ORIGIN_FILE;
 use crate::export::curves::Curves;
 use crate::run::write_whole;
 use crate::store::{Run, Store};
+use crate::sweep::drive::now;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use fathom_spec::record::RunPaths;
@@ -144,7 +145,12 @@ fn logs(which: &Which, results: &Path) -> Result<Vec<Log>> {
         match run_folders(Path::new(name))? {
             Some(folders) => {
                 for folder in folders {
-                    let curves = Curves::of_folder(&folder)?;
+                    let mut curves = Curves::of_folder(&folder)?;
+                    if curves.status == "running" {
+                        // There is no ending: is anybody at it?
+                        let found = crate::run::standing(&RunPaths::new(&folder), now())?;
+                        curves.status = found.state.name().into();
+                    }
                     logs.push(Log { folder, curves });
                 }
             }
