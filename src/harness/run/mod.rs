@@ -10,7 +10,7 @@ pub mod slurm;
 mod standing;
 
 pub use ending::verdict;
-pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing};
+pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing, status_now};
 
 use crate::store::{SavedIdentity, Status};
 use anyhow::{Context, Result, bail};

@@ -110,6 +110,24 @@ pub fn standing(paths: &RunPaths, now: f64) -> Result<Standing> {
     Ok(Standing { state, process, step, silent_seconds })
 }
 
+/// What the store's word of an open run comes to now: its process may have begun or gone since, its ending may not be taken in.
+/// The word of every other run stands.
+pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
+    if !matches!(said, Status::Planned | Status::Running) {
+        return said;
+    }
+    let paths = RunPaths::in_results(results, run_id);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+    match standing(&paths, now).map(|found| found.state) {
+        Ok(State::Running | State::Elsewhere | State::Silent) => Status::Running,
+        Ok(State::Ended(ending)) => ending.parse().unwrap_or(said),
+        Ok(State::Dead(_)) => Status::Lost,
+        Ok(State::NotBegun) if said == Status::Running => Status::Lost,
+        Err(_) if said == Status::Running && !is_held(&paths) => Status::Lost,
+        Ok(State::NotBegun) | Err(_) => said,
+    }
+}
+
 /// Whether the run is of another host that was heard of lately. Not every shared file system carries locks from host to host.
 pub fn is_elsewhere(paths: &RunPaths) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
@@ -181,6 +199,28 @@ mod tests {
 
     fn now() -> f64 {
         std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+    }
+
+    #[test]
+    fn the_stores_word_is_held_against_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = RunId("7f3a".into());
+        let paths = RunPaths::in_results(dir.path(), &id);
+        let now = |said| status_now(dir.path(), &id, said);
+        assert_eq!(now(Status::Planned), Status::Planned);
+        assert_eq!(now(Status::Running), Status::Lost);
+        let held = lock(&paths).unwrap().unwrap();
+        assert_eq!(
+            (now(Status::Planned), now(Status::Running)),
+            (Status::Running, Status::Running)
+        );
+        let mut log = EventLog::open(&paths.events()).unwrap();
+        log.write(EventKind::Heartbeat { step: 3 }).unwrap();
+        drop(held);
+        assert_eq!((now(Status::Planned), now(Status::Running)), (Status::Lost, Status::Lost));
+        log.write(EventKind::Failed { error: "no".into() }).unwrap();
+        assert_eq!(now(Status::Running), Status::Failed);
+        assert_eq!(now(Status::Killed), Status::Killed);
     }
 
     #[track_caller]

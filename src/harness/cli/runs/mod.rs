@@ -12,13 +12,12 @@ pub use show::show;
 use super::exit;
 use super::sql;
 use super::table::{self, Cell, Format, Table};
-use crate::run::{State, is_held, standing};
+use crate::run::status_now;
 use crate::store::{Labels, Run, Status, Store};
-use crate::sweep::drive::now;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::nearest;
-use fathom_spec::record::{RunId, RunPaths};
+use fathom_spec::record::RunId;
 use fathom_spec::units::{Bytes, Tokens, format_seconds};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -236,18 +235,12 @@ pub fn ls(store: &Store, sweep: Option<&str>, status: Option<Status>) -> Result<
     let mut table = sql::collect(store, &mut statement, (sweep,))?;
     let column = |name| table.columns.iter().position(|c| c == name).expect("a column of v_runs");
     let (id_at, status_at) = (column("run_id"), column("status"));
-    let running = Cell::from(Status::Running.name());
-    for row in table.rows.iter_mut().filter(|row| row[status_at] == running) {
-        let Cell::Text(run_id) = &row[id_at] else { continue };
-        let run_id = RunId(run_id.clone());
-        let paths = RunPaths::in_results(store.results(), &run_id);
-        // Its last word was that it runs. Its process may be gone since, or on another host; its ending may not be taken in.
-        match standing(&paths, now()).map(|found| found.state) {
-            Ok(State::Dead(_) | State::NotBegun) => row[status_at] = Status::Lost.name().into(),
-            Ok(State::Ended(ending)) => row[status_at] = ending.into(),
-            Err(_) if !is_held(&paths) => row[status_at] = Status::Lost.name().into(),
-            Ok(State::Running | State::Elsewhere | State::Silent) | Err(_) => {}
-        }
+    for row in &mut table.rows {
+        let (Cell::Text(run_id), Cell::Text(said)) = (&row[id_at], &row[status_at]) else {
+            continue;
+        };
+        let Ok(said) = said.parse() else { continue };
+        row[status_at] = status_now(store.results(), &RunId(run_id.clone()), said).name().into();
     }
     if let Some(status) = status {
         table.rows.retain(|row| row[status_at] == Cell::from(status.name()));

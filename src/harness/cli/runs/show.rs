@@ -2,6 +2,7 @@
 
 use super::{cell, indented, utc};
 use crate::cli::table::{self, Cell, Format, Table};
+use crate::run::status_now;
 use crate::store::{Run, Store};
 use anyhow::Result;
 use fathom_spec::config::written::Written;
@@ -17,7 +18,8 @@ use std::collections::BTreeMap;
 ///
 /// When `prefix` is not how exactly one run's id begins.
 pub fn show(store: &Store, prefix: &str, all: bool) -> Result<String> {
-    let run = store.find_run(prefix)?;
+    let mut run = store.find_run(prefix)?;
+    run.status = status_now(store.results(), &run.run_id, run.status);
     let mut out = format!("run {}: {}\n", run.run_id, run.status);
     if let Some(detail) = &run.status_detail {
         out.push_str(&indented(detail));

@@ -9,7 +9,7 @@ use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
-use crate::run::find_worker;
+use crate::run::{find_worker, status_now};
 use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::code::{self, Code};
@@ -180,7 +180,8 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                 let run_id = points[0].run_id();
                 let status =
                     store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
-                let status = status.map_or("missing".to_string(), |status| status.to_string());
+                let now = |said| status_now(&args.places.results, &run_id, said).to_string();
+                let status = status.map_or("missing".to_string(), now);
                 let fallback = course::fallback(&plan, index, store.as_ref(), &mut identities)?;
                 (run_id.0, status + &fallback)
             }
