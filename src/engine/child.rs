@@ -10,14 +10,15 @@ use crate::eval::perplexity;
 use crate::facts::Sink;
 use crate::provenance;
 use crate::torch;
-use crate::train::orders::ANNEALING;
 use crate::train::{self, Ending, Progress, Training};
 use anyhow::{Result, bail};
 use fathom_data::cache::Cache;
 use fathom_data::corpus::TRAIN;
 use fathom_spec::config::{Continuation, Engine, RANDOM_CORPUS, RunConfig};
 use fathom_spec::plan::{Place, Prediction};
-use fathom_spec::record::{EventKind, EventLog, Process, RunPaths, host, read_events};
+use fathom_spec::record::{
+    ANNEALING, EventKind, EventLog, Process, RunPaths, STOP_AT_TOKENS, host, read_events,
+};
 use fathom_spec::units::Bytes;
 use orders::Orders;
 use serde_json::Value;
@@ -32,9 +33,6 @@ use tch::Device;
 
 /// Seconds between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// Names the tokens at which the run is to stop with a checkpoint: a rung of successive halving.
-const STOP_AT: &str = "FATHOM_STOP_AT_TOKENS";
 
 /// The log of a run as a sink, with the facts kept for the check at the end.
 #[derive(Clone)]
@@ -102,7 +100,9 @@ pub fn run(folder: &Path) -> ExitCode {
     sign_in(&paths);
     let progress = Progress::default();
     progress.phase.set("start");
-    progress.stop_at_tokens.set(std::env::var(STOP_AT).ok().and_then(|text| text.parse().ok()));
+    progress
+        .stop_at_tokens
+        .set(std::env::var(STOP_AT_TOKENS).ok().and_then(|text| text.parse().ok()));
     let result =
         catch_unwind(AssertUnwindSafe(|| execute(&paths, &mut log, &mut orders, &progress)));
     let ending = match result {

@@ -24,7 +24,7 @@ use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::RunConfig;
 use fathom_spec::plan::Settings;
 use fathom_spec::record::control::Command;
-use fathom_spec::record::{EventKind, RunPaths};
+use fathom_spec::record::{ANNEALING, EventKind, RunPaths};
 use fathom_spec::units::Tokens;
 use layered::Layered;
 use optimizer::Optimizer;
@@ -110,7 +110,7 @@ pub fn train(
     let position = schedule.position(state.tokens, state.step);
     let annealing = orders::resume_annealing(t, &mut schedule, position, state.step)?;
     if let Some(fact) = annealing {
-        sink.fact(orders::ANNEALING, fact);
+        sink.fact(ANNEALING, fact);
     }
 
     let mut peaks = PhasePeaks::default();
@@ -137,7 +137,7 @@ pub fn train(
                     let position = schedule.position(state.tokens, state.step);
                     let (said, fact) = orders::start_annealing(&mut schedule, position, state.step);
                     if let Some(fact) = fact {
-                        sink.fact(orders::ANNEALING, fact);
+                        sink.fact(ANNEALING, fact);
                     }
                     outcome = said;
                 }

@@ -7,9 +7,6 @@ use fathom_spec::record::EventKind;
 use fathom_spec::record::control::Command;
 use serde_json::{Value, json};
 
-/// The fact that says where the decay of the learning rate was begun by command.
-pub const ANNEALING: &str = "train.schedule.start_annealing";
-
 /// One thing that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {

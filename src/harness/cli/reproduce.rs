@@ -14,11 +14,9 @@ use crate::sweep::reproduce::{Nearness, compare, nearness};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use fathom_spec::config::RunConfig;
+use fathom_spec::record::ANNEALING;
 use serde_json::Map;
 use std::path::{Path, PathBuf};
-
-/// The fact of a run whose schedule was changed by `fathom control start-annealing`.
-const STEERED: &str = "train.schedule.start_annealing";
 
 #[derive(Args)]
 pub struct ReproduceArgs {
@@ -55,7 +53,7 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
     if std::path::absolute(&into)? == std::path::absolute(results)? {
         bail!("--into {}: expected another folder than the run's own results", into.display());
     }
-    if let Some(fact) = store.facts(&before.run_id)?.get(STEERED) {
+    if let Some(fact) = store.facts(&before.run_id)?.get(ANNEALING) {
         tell!(
             "note: run {} was told to begin its decay while it ran ({fact}), which its configuration does not say: its numbers will \
              differ from there on",

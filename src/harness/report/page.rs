@@ -15,6 +15,7 @@ use super::summary::{Measure, Summary, plain};
 use super::tables::{numbers_to_markdown, pivot, rows_to_markdown, to_markdown};
 use super::{latex, memory, rungs, sensitivity};
 use anyhow::Result;
+use fathom_spec::record::ANNEALING;
 use fathom_spec::units::{Bytes, Tokens, format_number, format_seconds};
 use polars::prelude::DataFrame;
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,7 +86,7 @@ fn warnings(summary: &Summary) -> String {
         .iter()
         .filter(|point| {
             let facts = point.run.as_ref().map(|run| &run.facts);
-            facts.is_some_and(|facts| facts.contains_key("train.schedule.start_annealing"))
+            facts.is_some_and(|facts| facts.contains_key(ANNEALING))
         })
         .map(|point| format!("{} seed {}", text(&point.label), point.seed))
         .collect();

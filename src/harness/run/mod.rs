@@ -16,6 +16,7 @@ use crate::store::{SavedIdentity, Status};
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{self, Command as Order};
+pub use fathom_spec::record::write_whole;
 use fathom_spec::record::{Event, Process, RunPaths, read_events};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -64,35 +65,6 @@ pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -
     }
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.
     write_whole(&paths.config(), config.to_yaml().as_bytes())
-}
-
-/// Writes a file under another name and renames it, so that nobody sees half of it. A link stays one: what it points to is
-/// written. What is there and no regular file (a pipe, a device) is written into.
-///
-/// # Errors
-///
-/// When it can't be written.
-pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let target = match path.symlink_metadata() {
-            Ok(about) if about.is_symlink() => fs::canonicalize(path)?,
-            _ => path.to_path_buf(),
-        };
-        if fs::metadata(&target).is_ok_and(|about| !about.is_file() && !about.is_dir()) {
-            return fs::write(&target, contents);
-        }
-        let mut name = std::ffi::OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(format!(".{}.part", std::process::id()));
-        let part = target.with_file_name(name);
-        let written = fs::write(&part, contents).and_then(|()| fs::rename(&part, &target));
-        if written.is_err() {
-            // Nothing half-written is left behind.
-            let _ = fs::remove_file(&part);
-        }
-        written
-    };
-    write().with_context(|| format!("{}: the file can't be written", path.display()))
 }
 
 /// A run's lock. Its worker inherits it, and the kernel releases it when the supervisor and the worker are both gone: a worker
@@ -359,30 +331,4 @@ fn lengths(paths: &RunPaths) -> (u64, u64) {
     let length = |path: PathBuf| fs::metadata(path).map_or(0, |m| m.len());
     let whole = read_events(&paths.events(), 0).map(|(_, whole)| whole);
     (length(paths.stderr()), whole.unwrap_or_else(|_| length(paths.events())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn a_file_is_written_where_it_is_and_nothing_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        fs::write(path("data.part"), "precious").unwrap();
-        fs::write(path("target.csv"), "old").unwrap();
-        symlink("target.csv", path("link.csv")).unwrap();
-        write_whole(&path("data.csv"), b"new").unwrap();
-        write_whole(&path("link.csv"), b"through").unwrap();
-        assert_eq!(fs::read_to_string(path("data.part")).unwrap(), "precious");
-        assert_eq!(fs::read_to_string(path("data.csv")).unwrap(), "new");
-        assert_eq!(fs::read_to_string(path("target.csv")).unwrap(), "through");
-        assert!(path("link.csv").symlink_metadata().unwrap().is_symlink());
-        write_whole(Path::new("/dev/null"), b"nowhere").unwrap();
-        assert!(!fs::metadata("/dev/null").unwrap().is_file());
-        let error = write_whole(&path("no/such.csv"), b"x").unwrap_err();
-        assert!(format!("{error:#}").contains("no/such.csv: the file can't be written"));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
-    }
 }

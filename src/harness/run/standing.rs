@@ -7,11 +7,11 @@ use super::{is_held, slurm};
 use crate::store::{Status, Store};
 use anyhow::Result;
 use fathom_spec::record::{
-    EventKind, Presence, Process, RunId, RunPaths, last_events, read_events,
+    EventKind, Presence, Process, RunId, RunPaths, last_events, now, read_events,
 };
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Without a sign for so many seconds, a run on another host is called silent: six heartbeats of the engine's.
 pub const SILENCE_SECONDS: f64 = 30.0;
@@ -117,8 +117,7 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
         return said;
     }
     let paths = RunPaths::in_results(results, run_id);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
-    match standing(&paths, now).map(|found| found.state) {
+    match standing(&paths, now()).map(|found| found.state) {
         Ok(State::Running | State::Elsewhere | State::Silent) => Status::Running,
         Ok(State::Ended(ending)) => ending.parse().unwrap_or(said),
         Ok(State::Dead(_)) => Status::Lost,
@@ -130,8 +129,7 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
 
 /// Whether the run is of another host that was heard of lately. Not every shared file system carries locks from host to host.
 pub fn is_elsewhere(paths: &RunPaths) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
-    standing(paths, now).is_ok_and(|found| found.state == State::Elsewhere)
+    standing(paths, now()).is_ok_and(|found| found.state == State::Elsewhere)
 }
 
 /// When a file was last written, in seconds since 1970-01-01 UTC.
@@ -251,7 +249,7 @@ mod tests {
         // The file system's clock may not have moved between the two.
         let age = |file: &Path, seconds: f64| {
             let file = fs::File::options().write(true).open(file).unwrap();
-            let time = SystemTime::now() - std::time::Duration::from_secs_f64(seconds);
+            let time = std::time::SystemTime::now() - std::time::Duration::from_secs_f64(seconds);
             file.set_modified(time).unwrap();
         };
         age(&paths.process(), 5.0);

@@ -4,7 +4,7 @@
 
 use super::Store;
 use anyhow::{Context, Result, ensure};
-use fathom_spec::record::{RunId, RunPaths};
+use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,12 +53,8 @@ impl Labels {
             "{}: expected the run's folder, which keeps its tags and note, found none",
             paths.folder.display()
         );
-        let path = paths.labels();
-        let part = path.with_extension("json.part");
         let text = serde_json::to_string_pretty(self)? + "\n";
-        std::fs::write(&part, text)
-            .and_then(|()| std::fs::rename(&part, &path))
-            .with_context(|| format!("{}: can't be written", path.display()))
+        write_whole(&paths.labels(), text.as_bytes())
     }
 
     /// Puts them in place of those that the store has of a run.

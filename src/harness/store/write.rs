@@ -3,7 +3,7 @@
 use super::{Status, Store};
 use anyhow::{Context, Result, ensure};
 use fathom_spec::config::{Digests, RunConfig, RunIdentity};
-use fathom_spec::record::{RunId, RunPaths};
+use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,12 +68,9 @@ impl SavedIdentity {
     /// When the file can't be written.
     pub fn write(&self, paths: &RunPaths) -> Result<()> {
         let path = paths.identity();
-        let part = path.with_extension("json.part");
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        std::fs::write(&part, text)
-            .and_then(|()| std::fs::rename(&part, &path))
-            .with_context(|| format!("{}: can't be written", path.display()))
+        write_whole(&path, text.as_bytes())
     }
 
     /// Reads it from a run's folder.

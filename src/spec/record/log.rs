@@ -1,12 +1,12 @@
 //! The append-only event log: written a line at a time, read by anyone, tolerant of a torn last line.
 
-use super::{Event, EventKind};
+use super::{Event, EventKind, now};
 use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// The writing end. Every event reaches the kernel before [`EventLog::write`] returns, so a killed process loses none;
 /// endings and checkpoints are forced to the disk as well. Its order is that of `seq`: a clock that is set back changes the
@@ -59,7 +59,7 @@ impl EventLog {
     /// When the line can't be written whole, a full disk for instance: what was written of it is taken back, so that the next
     /// line is not glued to it. Or when the log was removed meanwhile: nobody would ever read what is written.
     pub fn write(&mut self, kind: EventKind) -> Result<Event> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+        let time = now();
         let durable = kind.ending().is_some() || matches!(kind, EventKind::Checkpoint { .. });
         let event = Event {
             v: 1,

@@ -9,8 +9,16 @@ mod event;
 mod log;
 mod paths;
 mod process;
+mod whole;
 
 pub use event::{EvalMethod, Event, EventKind, number, numbers};
 pub use log::{EventLog, last_events, read_events};
 pub use paths::{RunId, RunPaths};
 pub use process::{OomKills, Presence, Process, host};
+pub use whole::{now, write_whole};
+
+/// The environment variable that tells a worker to stop, with a checkpoint, after the first step that reaches so many tokens.
+pub const STOP_AT_TOKENS: &str = "FATHOM_STOP_AT_TOKENS";
+
+/// The fact that says where the decay of the learning rate was begun by `start-annealing`.
+pub const ANNEALING: &str = "train.schedule.start_annealing";

@@ -3,8 +3,8 @@
 //! A process id alone names nothing: ids are used again, other hosts and other containers have the same. With the moment the
 //! process began, the boot and the namespace of ids it names one process for ever.
 
-use super::RunPaths;
-use anyhow::{Context, Result};
+use super::{RunPaths, write_whole};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::fs;
 
@@ -85,13 +85,8 @@ impl Process {
     ///
     /// When the file can't be written.
     pub fn write(&self, paths: &RunPaths) -> Result<()> {
-        let path = paths.process();
-        // The worker and its supervisor both write it, and not into one another's half.
-        let part = path.with_extension(format!("{}.part", std::process::id()));
         let text = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(&part, text)
-            .and_then(|()| fs::rename(&part, &path))
-            .with_context(|| format!("{}: can't be written", path.display()))
+        write_whole(&paths.process(), text.as_bytes())
     }
 
     /// What a run's folder says; `None` where it says nothing that can be read.

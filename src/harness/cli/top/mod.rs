@@ -9,11 +9,12 @@ use super::runs::known_sweep;
 use crate::store::Store;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use fathom_spec::record::now;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use state::State;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Watch the runs at work: step, speed, loss, memory, and when each will be done; q quits.
 #[derive(Debug, Args)]
@@ -87,8 +88,4 @@ fn watch(
         }
         state.look(store, now())?;
     }
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }

@@ -4,10 +4,7 @@ use super::{Driver, Ended, Identified, Job};
 use crate::run::{self, Running, slurm};
 use crate::store::Status;
 use anyhow::{Result, bail};
-use fathom_spec::record::RunPaths;
-
-/// The environment variable that tells a worker to stop, with a checkpoint, after the first step that reaches so many tokens.
-const STOP_AT: &str = "FATHOM_STOP_AT_TOKENS";
+use fathom_spec::record::{RunPaths, STOP_AT_TOKENS};
 
 /// What came of trying to start a run.
 pub(super) enum Start {
@@ -70,7 +67,7 @@ impl Driver<'_> {
             );
         }
         run::prepare(&paths, &point.point.config, &point.identity)?;
-        environment.extend(job.stop_at.map(|rung| (STOP_AT, rung.to_string())));
+        environment.extend(job.stop_at.map(|rung| (STOP_AT_TOKENS, rung.to_string())));
         let running = match &self.slurm {
             Some(slurm) => Running::queued(&self.worker, paths, lock, &environment, slurm)?,
             None => Running::start(&self.worker, paths, lock, &environment)?,

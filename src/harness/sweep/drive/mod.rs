@@ -22,6 +22,7 @@ use crate::run::slurm::Slurm;
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
 use course::{Bisection, Course, Every, Halved};
+pub use fathom_spec::record::now;
 use fathom_spec::record::{Event, RunId, RunPaths};
 pub use pause::{Pause, asked, go_on, pause};
 use queue::Job;
@@ -30,7 +31,6 @@ pub use slots::{Device, Gpu, MACHINE_VARIABLE, Machine, Predict, Slots};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{SystemTime, UNIX_EPOCH};
 use turn::Turn;
 
 /// What a driver works with.
@@ -150,11 +150,6 @@ impl Identified {
     pub fn run_id(&self) -> RunId {
         self.identity.run_id()
     }
-}
-
-/// Seconds since 1970-01-01 UTC.
-pub fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
 /// Identifies every point.

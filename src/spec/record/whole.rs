@@ -1,0 +1,66 @@
+//! Files that nobody sees half of, and the clock that events are stamped by.
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970-01-01 UTC.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
+}
+
+/// Writes a file under another name and renames it, so that nobody sees half of it. A link stays one: what it points to is
+/// written. What is there and no regular file (a pipe, a device) is written into.
+///
+/// # Errors
+///
+/// When it can't be written.
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let target = match path.symlink_metadata() {
+            Ok(about) if about.is_symlink() => fs::canonicalize(path)?,
+            _ => path.to_path_buf(),
+        };
+        if fs::metadata(&target).is_ok_and(|about| !about.is_file() && !about.is_dir()) {
+            return fs::write(&target, contents);
+        }
+        let mut name = std::ffi::OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(format!(".{}.part", std::process::id()));
+        let part = target.with_file_name(name);
+        let written = fs::write(&part, contents).and_then(|()| fs::rename(&part, &target));
+        if written.is_err() {
+            // Nothing half-written is left behind.
+            let _ = fs::remove_file(&part);
+        }
+        written
+    };
+    write().with_context(|| format!("{}: the file can't be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_file_is_written_where_it_is_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("data.part"), "precious").unwrap();
+        fs::write(path("target.csv"), "old").unwrap();
+        symlink("target.csv", path("link.csv")).unwrap();
+        write_whole(&path("data.csv"), b"new").unwrap();
+        write_whole(&path("link.csv"), b"through").unwrap();
+        assert_eq!(fs::read_to_string(path("data.part")).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(path("data.csv")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(path("target.csv")).unwrap(), "through");
+        assert!(path("link.csv").symlink_metadata().unwrap().is_symlink());
+        write_whole(Path::new("/dev/null"), b"nowhere").unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        let error = write_whole(&path("no/such.csv"), b"x").unwrap_err();
+        assert!(format!("{error:#}").contains("no/such.csv: the file can't be written"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+    }
+}
