@@ -376,6 +376,56 @@ fn the_engine_saves_anneals_and_aborts_between_two_steps() {
     child.wait_with_output().unwrap();
 }
 
+/// An evaluation takes minutes on a long context. Who asks for the end does not wait for it, and it is made up for later.
+#[test]
+fn the_end_is_not_kept_waiting_by_an_evaluation() {
+    let project = Project::new("fathom-engine", 2);
+    let words: String = (0..16_000).map(|i| ["tide ", "bell ", "salt ", "lamp. "][i % 4]).collect();
+    std::fs::write(project.dir.path().join("corpus/held_out.txt"), words).unwrap();
+    let base = std::fs::read_to_string(project.dir.path().join("base.yaml")).unwrap();
+    let slow = base.replace(
+        "max_windows: 4, loss_tokens: 64",
+        "max_windows: 9000, loss_tokens: 40k, every_steps: 1",
+    );
+    std::fs::write(project.dir.path().join("base.yaml"), slow).unwrap();
+    let evaluated = || -> Vec<u64> {
+        let steps = project.events().into_iter().filter_map(|event| match event.kind {
+            EventKind::Eval { step, .. } => Some(step),
+            _ => None,
+        });
+        steps.collect()
+    };
+    let stopped_in = |what: &str, is_in: &dyn Fn() -> bool| {
+        let child = project.sweep(0).spawn().unwrap();
+        until(what, is_in);
+        let (done, said) = project.control(&["stop", "--all", "--wait"]);
+        assert!(done, "{said}");
+        child.wait_with_output().unwrap();
+        let Some(EventKind::Stopped { step, .. }) = project.ending() else { panic!("{said}") };
+        (step, said)
+    };
+
+    // In the evaluation after the first of three steps.
+    let (step, said) = stopped_in("the first step is done", &|| project.steps().len() == 1);
+    assert_eq!((step, evaluated()), (1, vec![]), "{said}");
+    assert!(said.contains("checkpoints/step-") && said.contains(" is written"), "{said}");
+
+    // In the last one, by context length: the losses of all steps are known then.
+    let has_perplexity =
+        || project.events().iter().any(|event| matches!(event.kind, EventKind::Perplexity { .. }));
+    let (step, said) = stopped_in("training is done", &|| evaluated() == [1, 2, 3]);
+    assert_eq!((step, evaluated(), has_perplexity()), (3, vec![1, 2, 3], false), "{said}");
+    assert!(said.contains("its evaluation is left to another time"), "{said}");
+
+    let output = project.sweep(0).output().unwrap();
+    assert!(
+        matches!(project.ending(), Some(EventKind::Finished { step: 3, .. })),
+        "{}",
+        self::said(&output)
+    );
+    assert!(has_perplexity());
+}
+
 /// A full disk, played by a limit on the size of files: the run ends with the reason, its log is whole, and with room again
 /// it comes to the same losses as one that had room all along.
 #[test]

@@ -78,7 +78,7 @@ fn check_reference(text: &str, reference: &Value) {
         bin_tokens: Some(reference["bin_tokens"].as_u64().unwrap_or(1024) as usize),
         tile_tokens: 2048,
     };
-    let report = perplexity::measure(&model, &[ids], &options).unwrap();
+    let report = perplexity::measure(&model, &[ids], &options, &mut || false).unwrap().unwrap();
     assert_eq!(report.prefix.len(), prefix.len());
     for row in &report.prefix {
         let expected = prefix[&row.context_length.to_string()]["nll"].as_f64().unwrap();
@@ -146,7 +146,8 @@ fn last_stride_scores_the_same_predictions_at_every_length() {
         bin_tokens: None,
         tile_tokens: 100,
     };
-    let report = perplexity::measure(&model, &[ids.clone()], &options).unwrap();
+    let report =
+        perplexity::measure(&model, &[ids.clone()], &options, &mut || false).unwrap().unwrap();
     // 700 tokens have (700 - 256) / 32 + 1 = 14 places for a span; three spread evenly are the 0th, 6th and 13th.
     let ends = [256, 256 + 6 * 32, 256 + 13 * 32];
     for (row, w) in report.last_stride.iter().zip([64, 256]) {

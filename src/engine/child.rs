@@ -10,12 +10,14 @@ use crate::eval::perplexity;
 use crate::facts::Sink;
 use crate::provenance;
 use crate::torch;
+use crate::train::orders::{Order, unsaved};
 use crate::train::{self, Ending, Progress, Training};
 use anyhow::{Result, bail};
 use fathom_data::cache::Cache;
 use fathom_data::corpus::TRAIN;
 use fathom_spec::config::{Continuation, Engine, RANDOM_CORPUS, RunConfig};
 use fathom_spec::plan::{Place, Prediction};
+use fathom_spec::record::control::Command;
 use fathom_spec::record::{
     ANNEALING, EventKind, EventLog, Process, RunPaths, STOP_AT_TOKENS, host, read_events,
 };
@@ -205,7 +207,10 @@ fn execute(
             return Ok(EventKind::Diverged { step, loss, reason });
         }
     };
-    evaluate(&training, &data.held_out_documents, step, log, progress)?;
+    let documents = &data.held_out_documents;
+    if let Some(order) = evaluate(&training, documents, step, log, orders)? {
+        return Ok(EventKind::Stopped { step, reason: order.reason });
+    }
     log.fact("model.attention", Value::from(model.kernel.chosen()));
     honoured(&config, &log.facts.lock().unwrap_or_else(|e| e.into_inner()))?;
     let seconds = log.log.lock().unwrap_or_else(|e| e.into_inner()).elapsed().as_secs_f64();
@@ -266,14 +271,15 @@ fn refusal(prediction: &Prediction) -> Option<EventKind> {
     })
 }
 
-/// Perplexity by context length on the held-out documents, when training has ended.
+/// Perplexity by context length on the held-out documents, when training has ended. What is asked for meanwhile and ends the run
+/// cuts it short and is returned: a run that goes on makes it up.
 fn evaluate(
     training: &Training,
     documents: &[Vec<u32>],
     step: u64,
     log: &mut Log,
-    progress: &Progress,
-) -> Result<()> {
+    orders: &mut Orders,
+) -> Result<Option<Order>> {
     let eval = &training.config.eval;
     let dtype = training
         .model
@@ -281,9 +287,9 @@ fn evaluate(
         .kind();
     log.fact("model.dtype", assemble::dtype_name(dtype));
     if eval.context_lengths.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    progress.phase.set("eval");
+    training.progress.phase.set("eval");
     // Gradients and the optimizer's scratch are not needed any more.
     torch::empty_cache(training.model.device);
     let options = perplexity::Options {
@@ -293,7 +299,31 @@ fn evaluate(
         bin_tokens: None,
         tile_tokens: training.config.train.loss_tile_tokens,
     };
-    let report = perplexity::measure(training.model, documents, &options)?;
+    let mut answers = log.clone();
+    let mut ends = None;
+    let report = perplexity::measure(training.model, documents, &options, &mut || {
+        while let Some(order) = orders.next(&mut answers) {
+            let outcome = match order.command {
+                Command::Save => match unsaved(training) {
+                    Some(reason) => format!("refused: no checkpoint can be written: {reason}"),
+                    None => format!("the checkpoint of step {step} was written before"),
+                },
+                Command::StartAnnealing => "refused: training is done".to_string(),
+                Command::Stop | Command::SaveStop | Command::Abort => {
+                    "training is done; its evaluation is left to another time".to_string()
+                }
+            };
+            if order.request.is_some() {
+                answers.event(order.answer(outcome));
+            }
+            if order.command.ends_the_run() {
+                ends = Some(order);
+                return true;
+            }
+        }
+        false
+    })?;
+    let Some(report) = report else { return Ok(ends) };
     let measured: Vec<usize> = report.prefix.iter().map(|row| row.context_length).collect();
     if measured.len() < eval.context_lengths.len() {
         let longest = documents.iter().map(Vec::len).max().unwrap_or(0);
@@ -314,7 +344,7 @@ fn evaluate(
     for event in report.events(step, &eval.split) {
         log.event(event);
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Compares what the leaves met with what was configured.

@@ -264,7 +264,8 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
         bin_tokens: args.bin_tokens.map(NonZeroUsize::get),
         tile_tokens: 2048,
     };
-    let report = perplexity::measure(&model, &documents, &options)?;
+    let report = perplexity::measure(&model, &documents, &options, &mut || false)?;
+    let report = report.expect("nothing cuts it short");
     let longest = documents.iter().map(Vec::len).max().unwrap_or(0);
     let left_out: Vec<_> = options.context_lengths.iter().filter(|&&w| w > longest).collect();
     if !left_out.is_empty() {

@@ -12,7 +12,8 @@ const MLP_TILE_TOKENS: i64 = 4096;
 
 /// Mean NLL (nats per token, token-weighted) over blocks spread evenly over the split, and the predictions it is over.
 ///
-/// Whole blocks are taken until they hold `loss_tokens` predictions, so the number may exceed it by a block.
+/// Whole blocks are taken until they hold `loss_tokens` predictions, so the number may exceed it by a block. `is_cut_short` is
+/// asked before each of them; `None` when it was.
 ///
 /// # Errors
 ///
@@ -22,11 +23,15 @@ pub fn split_loss(
     split: &Dataset,
     loss_tokens: u64,
     tile_tokens: usize,
-) -> Result<(f64, u64)> {
+    is_cut_short: &mut dyn FnMut() -> bool,
+) -> Result<Option<(f64, u64)>> {
     let per_block = (split.report.tokens_packed / split.blocks.len()).max(1);
     let wanted = (loss_tokens as usize).div_ceil(per_block).clamp(1, split.blocks.len());
     let (mut sum, mut tokens) = (0.0, 0);
     for i in 0..wanted {
+        if is_cut_short() {
+            return Ok(None);
+        }
         let block = &split.blocks[i * split.blocks.len() / wanted];
         let ids: Vec<i64> = block.tokens.iter().map(|&id| i64::from(id)).collect();
         let lengths: Vec<usize> = block.segments.iter().map(|segment| segment.length).collect();
@@ -37,7 +42,7 @@ pub fn split_loss(
             break;
         }
     }
-    Ok((sum / tokens.max(1) as f64, tokens))
+    Ok(Some((sum / tokens.max(1) as f64, tokens)))
 }
 
 /// The NLL of every prediction of every document in a stream: `lengths[d] - 1` numbers for document `d`, in nats.

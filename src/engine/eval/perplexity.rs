@@ -64,12 +64,18 @@ pub struct Report {
 /// Windows are laid in one stream up to this many tokens, so that short ones fill the machine.
 const STREAM_TOKENS: usize = 8192;
 
-/// Measures `documents` (token ids each). A document shorter than a context length does not count there.
+/// Measures `documents` (token ids each). A document shorter than a context length does not count there. `is_cut_short` is asked
+/// before each forward; `None` when it was.
 ///
 /// # Errors
 ///
 /// When no document is as long as the shortest context length.
-pub fn measure(model: &Model, documents: &[Vec<u32>], options: &Options) -> Result<Report> {
+pub fn measure(
+    model: &Model,
+    documents: &[Vec<u32>],
+    options: &Options,
+    is_cut_short: &mut dyn FnMut() -> bool,
+) -> Result<Option<Report>> {
     let longest = documents.iter().map(Vec::len).max().unwrap_or(0);
     let lengths: Vec<usize> =
         options.context_lengths.iter().copied().filter(|&w| w <= longest).collect();
@@ -80,13 +86,15 @@ pub fn measure(model: &Model, documents: &[Vec<u32>], options: &Options) -> Resu
              help: evaluate shorter lengths, or a longer text"
         );
     }
-    let (prefix, by_position) = prefix(model, documents, &lengths, options)?;
-    let last_stride = if options.last_stride == 0 {
-        Vec::new()
-    } else {
-        last_stride(model, documents, &lengths, options)?
+    let Some((prefix, by_position)) = prefix(model, documents, &lengths, options, is_cut_short)?
+    else {
+        return Ok(None);
     };
-    Ok(Report { prefix, last_stride, by_position })
+    let last_stride = match options.last_stride {
+        0 => Some(Vec::new()),
+        _ => last_stride(model, documents, &lengths, options, is_cut_short)?,
+    };
+    Ok(last_stride.map(|last_stride| Report { prefix, last_stride, by_position }))
 }
 
 fn prefix(
@@ -94,7 +102,8 @@ fn prefix(
     documents: &[Vec<u32>],
     lengths: &[usize],
     options: &Options,
-) -> Result<(Vec<LengthRow>, Vec<PositionRow>)> {
+    is_cut_short: &mut dyn FnMut() -> bool,
+) -> Result<Option<(Vec<LengthRow>, Vec<PositionRow>)>> {
     let per_length = model.rope.parameters.rope_type.depends_on_length();
     let mut means: Vec<Vec<f64>> = vec![Vec::new(); lengths.len()];
     let mut bins = Bins::new(options.bin_tokens);
@@ -102,20 +111,27 @@ fn prefix(
         let fitting: Vec<usize> =
             lengths.iter().copied().filter(|&w| w <= document.len()).collect();
         let Some(&longest) = fitting.last() else { continue };
-        let forward = |w: usize| -> Result<Vec<f64>> {
+        let mut forward = |w: usize| -> Result<Option<Vec<f64>>> {
+            if is_cut_short() {
+                return Ok(None);
+            }
             let ids: Vec<i64> = document[..w].iter().map(|&id| i64::from(id)).collect();
-            Ok(document_nll(model, &ids, &[w], options.tile_tokens)?.remove(0))
+            Ok(Some(document_nll(model, &ids, &[w], options.tile_tokens)?.remove(0)))
         };
-        let whole = forward(longest)?;
+        let Some(whole) = forward(longest)? else { return Ok(None) };
         bins.add(&whole);
         for (at, &w) in fitting.iter().enumerate() {
-            let nll = if per_length && w < longest { &forward(w)? } else { &whole };
+            let nll = match per_length && w < longest {
+                true => forward(w)?,
+                false => Some(whole[..w - 1].to_vec()),
+            };
+            let Some(nll) = nll else { return Ok(None) };
             means[at].push(mean(&nll[..w - 1]));
         }
     }
     let rows =
         lengths.iter().zip(means).map(|(&w, means)| row(w, (w - 1) * means.len(), means)).collect();
-    Ok((rows, bins.rows()))
+    Ok(Some((rows, bins.rows())))
 }
 
 /// The ends of the scored spans: the same for every context length, spread evenly over the documents that hold the longest.
@@ -146,7 +162,8 @@ fn last_stride(
     documents: &[Vec<u32>],
     lengths: &[usize],
     options: &Options,
-) -> Result<Vec<LengthRow>> {
+    is_cut_short: &mut dyn FnMut() -> bool,
+) -> Result<Option<Vec<LengthRow>>> {
     let longest = *lengths.last().expect("there is a length");
     let ends = span_ends(documents, longest, options);
     let mut rows = Vec::new();
@@ -155,6 +172,9 @@ fn last_stride(
         let scored = options.last_stride.min(w - 1);
         let mut means = Vec::with_capacity(ends.len());
         for group in ends.chunks((STREAM_TOKENS / w).max(1)) {
+            if is_cut_short() {
+                return Ok(None);
+            }
             let windows = group.iter().map(|&(d, end)| &documents[d][end - w..end]);
             let ids: Vec<i64> = windows.flatten().map(|&id| i64::from(id)).collect();
             let nll = document_nll(model, &ids, &vec![w; group.len()], options.tile_tokens)?;
@@ -162,7 +182,7 @@ fn last_stride(
         }
         rows.push(row(w, scored * means.len(), means));
     }
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 fn row(context_length: usize, tokens: usize, window_nll: Vec<f64>) -> LengthRow {

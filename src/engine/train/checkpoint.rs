@@ -31,6 +31,9 @@ pub struct TrainerState {
     pub recent_losses: Vec<f64>,
     /// The lowest running average so far.
     pub lowest_average: Option<f64>,
+    /// Whether the run was asked to end before the evaluation of this step: it is made up for when the run goes on.
+    #[serde(default)]
+    pub evaluation_due: bool,
 }
 
 const GENERATOR: &str = "cpu_generator_state";

@@ -28,7 +28,7 @@ use fathom_spec::record::{ANNEALING, EventKind, RunPaths};
 use fathom_spec::units::Tokens;
 use layered::Layered;
 use optimizer::Optimizer;
-use orders::{Order, unsaved};
+use orders::{Order, Orders, unsaved};
 use schedule::Schedule;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -81,7 +81,8 @@ pub enum Ending {
 
 /// Trains until the budget is spent, resuming from the run's last checkpoint where there is one.
 ///
-/// `next_order` is asked between steps: before the first, and after each before anything else that is due then.
+/// `next_order` is asked between steps: before the first, and after each before anything else that is due then. What ends the
+/// run also cuts an evaluation short, which is made up for when the run goes on.
 ///
 /// # Errors
 ///
@@ -92,6 +93,7 @@ pub fn train(
     next_order: &mut dyn FnMut() -> Option<Order>,
 ) -> Result<Ending> {
     let config = &t.config.train;
+    let mut orders = Orders::new(next_order);
     let mut optimizer = optimizer(t);
     let mut schedule = Schedule::new(
         &config.schedule,
@@ -119,7 +121,10 @@ pub fn train(
     let mut stepped = false;
     loop {
         let done = spent(&state, t.config);
-        while let Some(order) = next_order() {
+        let every = t.config.eval.every_steps;
+        let is_evaluated = every > 0 && state.step.is_multiple_of(every) && !done;
+        state.evaluation_due = is_evaluated && (stepped || state.evaluation_due);
+        while let Some(order) = orders.next() {
             let mut outcome = String::new();
             match order.command {
                 Command::Save | Command::SaveStop if unsaved(t).is_some() => {
@@ -149,22 +154,37 @@ pub fn train(
                 return Ok(order.ending(state.step));
             }
         }
-        if stepped {
-            let every = t.config.eval.every_steps;
-            if every > 0 && state.step.is_multiple_of(every) && !done {
-                evaluations += 1;
-                split_loss(t, state.step, sink)?;
+        if state.evaluation_due {
+            if !split_loss(t, state.step, sink, &mut orders)? {
+                continue;
             }
+            evaluations += 1;
+            state.evaluation_due = false;
+        }
+        if stepped {
             let every = config.checkpoint_every_steps;
             if every > 0 && state.step.is_multiple_of(every) {
                 save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
             }
         }
         if done {
-            break;
+            sink.fact("eval.every_steps", evaluations);
+            sink.fact("train.total_tokens", state.tokens);
+            sink.fact("train.max_steps", state.step);
+            if let Some(kernels) = executor.attention_kernels() {
+                sink.fact("train.attention_kernels", kernels);
+            }
+            peaks.describe(sink);
+            if !split_loss(t, state.step, sink, &mut orders)? {
+                continue;
+            }
+            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            return Ok(Ending::Finished { step: state.step, tokens: state.tokens });
         }
         if t.progress.stop_at_tokens.get().is_some_and(|rung| state.tokens >= rung) {
-            split_loss(t, state.step, sink)?;
+            if !split_loss(t, state.step, sink, &mut orders)? {
+                continue;
+            }
             save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
             let reason = format!("{} tokens are reached", Tokens(state.tokens));
             return Ok(Ending::Stopped { step: state.step, reason });
@@ -210,17 +230,6 @@ pub fn train(
             return Ok(Ending::Diverged { step: state.step, loss, reason });
         }
     }
-
-    sink.fact("eval.every_steps", evaluations);
-    sink.fact("train.total_tokens", state.tokens);
-    sink.fact("train.max_steps", state.step);
-    if let Some(kernels) = executor.attention_kernels() {
-        sink.fact("train.attention_kernels", kernels);
-    }
-    peaks.describe(sink);
-    split_loss(t, state.step, sink)?;
-    save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
-    Ok(Ending::Finished { step: state.step, tokens: state.tokens })
 }
 
 /// The optimizer of the run, its state as at the start.
@@ -325,15 +334,19 @@ fn diverged(state: &mut TrainerState, loss: f64, grad_norm: f64, max_ratio: f64)
     })
 }
 
-fn split_loss(t: &Training, step: u64, sink: &mut impl Sink) -> Result<()> {
-    let Some(held_out) = t.held_out else { return Ok(()) };
+/// Records the mean loss on the evaluated split; `false` where the run is to end before it is known.
+fn split_loss(t: &Training, step: u64, sink: &mut impl Sink, orders: &mut Orders) -> Result<bool> {
+    let Some(held_out) = t.held_out else { return Ok(true) };
     t.progress.phase.set("eval");
     let eval = &t.config.eval;
-    let (loss, tokens) =
-        eval::split_loss(t.model, held_out, eval.loss_tokens.0, t.config.train.loss_tile_tokens)?;
+    let tile = t.config.train.loss_tile_tokens;
+    let loss = eval::split_loss(t.model, held_out, eval.loss_tokens.0, tile, &mut || {
+        orders.ask_for_the_end()
+    })?;
+    let Some((loss, tokens)) = loss else { return Ok(false) };
     sink.event(EventKind::Eval { step, split: eval.split.clone(), loss, tokens });
     sink.fact("eval.loss_tokens", tokens);
-    Ok(())
+    Ok(true)
 }
 
 /// Writes a checkpoint where there is something new to write, and says what there is then.

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use fathom_spec::record::EventKind;
 use fathom_spec::record::control::Command;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 
 /// One thing that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,35 @@ impl Order {
     /// The ending of a run that was asked to end.
     pub fn ending(&self, step: u64) -> Ending {
         Ending::Stopped { step, reason: self.reason.clone() }
+    }
+}
+
+/// Orders in the turn they came in, with those that came while something was done that only some of them interrupt.
+pub struct Orders<'n> {
+    next: &'n mut dyn FnMut() -> Option<Order>,
+    waiting: VecDeque<Order>,
+}
+
+impl<'n> Orders<'n> {
+    pub fn new(next: &'n mut dyn FnMut() -> Option<Order>) -> Orders<'n> {
+        Orders { next, waiting: VecDeque::new() }
+    }
+
+    /// Whether the run is asked to end. Nothing is lost by asking: what came is taken later.
+    pub fn ask_for_the_end(&mut self) -> bool {
+        while !self.waiting.iter().any(|order| order.command.ends_the_run()) {
+            let Some(order) = (self.next)() else { return false };
+            self.waiting.push_back(order);
+        }
+        true
+    }
+}
+
+impl Iterator for Orders<'_> {
+    type Item = Order;
+
+    fn next(&mut self) -> Option<Order> {
+        self.waiting.pop_front().or_else(|| (self.next)())
     }
 }
 
