@@ -155,12 +155,13 @@ pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> S
 
 /// Seconds that settings cost beside what [`Speed::seconds`] counts: narrower products, sums that are read and written more
 /// often, copies that are not quite hidden. To rank by. Measured with Llama-2-7B on an H100: four groups and tiles of 2,048
-/// together cost a tenth of the dense products at 4,096 tokens; streamed weights 0.12 s a step at 32,768; inputs in host memory
-/// nothing.
+/// together cost a tenth of the dense products at 4,096 tokens; streamed weights 0.12 s a step at 32,768; tiles of 4,096 for
+/// 8,192 0.11 s at 53,248, for 16,384 no more; inputs in host memory nothing.
 fn overhead(settings: &Settings, work: &Work, speed: &Speed) -> f64 {
     let share = |on: bool, share: f64| if on { share } else { 0.0 };
     let groups = (settings.attention_head_groups as f64).log2();
     let narrow = 0.035 * groups
+        + share(settings.mlp_tile_tokens < 8192, 0.025)
         + share(settings.mlp_tile_tokens < 4096, 0.015)
         + share(settings.mlp_tile_tokens < 2048, 0.035);
     let crossing = 0.15 * work.streamed_bytes / speed.link;
@@ -202,7 +203,7 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
     };
     let tiles = match train.mlp_tile_tokens {
         Some(tile) => vec![tile],
-        None => vec![4096, 2048, 1024],
+        None => vec![8192, 4096, 2048, 1024],
     };
     let every = match train.checkpoint_every_layers {
         Some(every) => vec![every],

@@ -24,6 +24,8 @@ pub struct Work {
     pub streamed_bytes: f64,
     /// Layer inputs, and what else is kept, that goes to the host, once.
     pub offloaded_bytes: f64,
+    /// Kernels that the host launches one after the other, which is all that a small model's step takes.
+    pub launches: f64,
 }
 
 impl Work {
@@ -44,18 +46,29 @@ pub struct Speed {
     pub memory: f64,
     /// Between host and device, bytes/s, in one direction.
     pub link: f64,
+    /// To launch a kernel, seconds.
+    pub launch: f64,
 }
 
 /// One H100 with cuDNN attention in bfloat16, fitted to this engine's steps of Llama-2-7B: 0.475 s at 4,096 tokens, 5.60 s at
-/// 32,768, 11.3 s at 53,248.
-pub const H100: Speed = Speed { dense: 590e12, attention: 510e12, memory: 3.0e12, link: 50e9 };
-/// Two cores of an x86-64 server in float32, measured on a product of 1,024 square.
-pub const TWO_CORES: Speed = Speed { dense: 1.2e11, attention: 4e10, memory: 2e10, link: 2e10 };
+/// 32,768, 11.3 s at 53,248. Launches are of a step that takes 0.075 s at 512 tokens as at 4,096: SmolLM2-135M's shape.
+pub const H100: Speed =
+    Speed { dense: 590e12, attention: 510e12, memory: 3.0e12, link: 50e9, launch: 7e-6 };
+/// Two cores of an x86-64 server in float32, measured on a product of 1,024 square. Nothing is launched there.
+pub const TWO_CORES: Speed =
+    Speed { dense: 1.2e11, attention: 4e10, memory: 2e10, link: 2e10, launch: 0.0 };
 
 /// Bytes read and written to step one weight, with float32 temporaries of its update.
 const STEP_BYTES: f64 = 120.0;
 /// The same by Adafactor's fused kernels, fitted to 0.08 s for 6.7 billion weights.
 const FUSED_STEP_BYTES: f64 = 36.0;
+
+/// Kernels of a layer's forward and backward by the layered engine and by autograd, and of the step of one weight, from the
+/// seconds that phases of SmolLM2-135M's shape took at 512 tokens: 0.022, 0.052 and 0.050.
+const LAYERED_LAUNCHES: f64 = 105.0;
+const PLAIN_LAUNCHES: f64 = 250.0;
+const STEP_LAUNCHES: f64 = 26.0;
+const WEIGHTS_OF_A_LAYER: f64 = 9.0;
 
 impl Speed {
     /// What is known of a device by its name; an unknown one counts as an H100, an unknown processor as two cores.
@@ -69,12 +82,14 @@ impl Speed {
     }
 
     /// Seconds of a step: arithmetic, then the weights' steps; what crosses the link goes beside the arithmetic, which it may
-    /// outlast. Layer inputs leave during the forward, a quarter of it.
+    /// outlast, as may the launches. Layer inputs leave during the forward, a quarter of it.
     pub fn seconds(&self, work: &Work) -> f64 {
         let arithmetic = work.dense_flops / self.dense + work.attention_flops / self.attention;
         let stepping = work.optimizer_bytes / self.memory;
         let leaving = (work.offloaded_bytes / self.link - arithmetic / 4.0).max(0.0);
-        (arithmetic + stepping + leaving).max(work.streamed_bytes / self.link)
+        (arithmetic + stepping + leaving)
+            .max(work.streamed_bytes / self.link)
+            .max(work.launches * self.launch)
     }
 }
 
@@ -140,6 +155,7 @@ pub fn work(
         (inputs + outputs + heads) * tokens * bytes
     });
     let streamed = settings.is_some_and(|settings| settings.weight_streaming);
+    let of_a_layer = if settings.is_some() { LAYERED_LAUNCHES } else { PLAIN_LAUNCHES };
     let weight_bytes = parameters * super::bytes_of(train.weights_dtype) as f64;
     Work {
         tokens: tokens as u64,
@@ -151,5 +167,7 @@ pub fn work(
         // To the device in the forward, and there and back in each backward.
         streamed_bytes: if streamed { weight_bytes * (1.0 + 2.0 * passes) } else { 0.0 },
         offloaded_bytes: offloaded,
+        launches: layers
+            * (micro_batches * passes * of_a_layer + WEIGHTS_OF_A_LAYER * STEP_LAUNCHES),
     }
 }
