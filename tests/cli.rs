@@ -200,7 +200,7 @@ fn mistakes_say_the_way_out() {
         ),
         (
             &["report", "rope_variant", "--results", "results/published"],
-            "the store has context_ceiling, engines, engines_bfloat16, learning_rate, memory_ladder, plain_context_ceiling, rope_variants",
+            "the store has context_ceiling, engines, engines_bfloat16, learning_rate, memory_ladder, million_tokens, plain_context_ceiling, rope_variants",
         ),
         (
             &["sweep", "plan", "experiments/rope_variants.yaml", "--set", "x"],

@@ -171,8 +171,18 @@ pub fn by_label(summary: &Summary) -> Result<String> {
     let baseline = summary.labels.get(summary.baseline).map_or("none", |label| &label.name);
     let head = format!(
         "Peak memory and time of a step; the tokens are random, so losses are left out. Bold: the lowest. Ordered as planned; \
-         baseline: {}.\n\n",
-        bold(baseline)
+         baseline: {}.{}\n\n",
+        bold(baseline),
+        match summary
+            .labels
+            .iter()
+            .flat_map(|label| label.finished())
+            .any(|(_, run)| run.is_probe())
+        {
+            true =>
+                " A probe works only some layers of the model, with the memory of all: its step is not that of the model.",
+            false => "",
+        }
     );
     Ok(head + &rows_to_markdown(&heads, &rows)?)
 }
@@ -229,7 +239,9 @@ pub fn predicted(summary: &Summary) -> Result<String> {
         _ => {
             for label in &summary.labels {
                 for &point in &label.points {
-                    runs.push((vec![text(&label.name), point.seed.to_string()], point));
+                    let probe = if point.probe_layers().is_some() { " (probe)" } else { "" };
+                    let name = format!("{}{probe}", text(&label.name));
+                    runs.push((vec![name, point.seed.to_string()], point));
                 }
             }
             vec![summary.column.clone(), "seed".to_string()]
@@ -246,8 +258,7 @@ pub fn predicted(summary: &Summary) -> Result<String> {
         let peaks = run.peak_allocated.map(|x| x as f64).zip(plan["peak_allocated"].as_f64());
         errors.extend(peaks.map(|(measured, predicted)| predicted / measured - 1.0));
         row.extend(compared(peaks, &|x| bytes(x as i64)));
-        // A probe's step is not that of the model.
-        let step = run.step_seconds().filter(|_| point.probe_layers().is_none());
+        let step = run.step_seconds();
         row.extend(compared(step.zip(plan["seconds_per_step"].as_f64()), &format_seconds));
         let rate = step.zip(plan["hardware_flops"].as_f64()).map(|(step, flops)| flops / step);
         row.push(rate.map_or("–".into(), |rate| teraflops(rate / 1e12)));
@@ -312,7 +323,7 @@ impl Run {
 
     /// The median over steps.
     pub fn step_seconds(&self) -> Option<f64> {
-        self.median("step_seconds")
+        self.median("step_seconds").filter(|_| !self.is_probe())
     }
 }
 

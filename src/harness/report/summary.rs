@@ -138,9 +138,14 @@ impl Run {
         mean(&losses[losses.len().saturating_sub(10)..])
     }
 
-    /// The median over steps.
+    /// The median over steps of [`Run::median`]; a probe's rate is not that of its model.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        self.median("tokens_per_second")
+        self.median("tokens_per_second").filter(|_| !self.is_probe())
+    }
+
+    /// Whether only some layers of the model were worked, to see what memory the whole takes.
+    pub fn is_probe(&self) -> bool {
+        self.params.get(PROBE_LAYERS).is_some_and(|layers| !layers.is_null())
     }
 
     /// The median of a metric over steps. The first step, which page-locks host memory and lets kernels be chosen, is left out
