@@ -439,6 +439,19 @@ fn memory_by_value(summary: &Summary) -> Result<Option<Figure>> {
         caption
             .push_str(" Where no run of all layers has a result, a probe of some of them stands.");
     }
+    // By rising value, so that a peak below the one before it asks for a reason.
+    let falls = ceilings.iter().any(|ceiling| {
+        let runs = ceiling.points.iter().filter_map(|(_, point)| point.finished());
+        let peaks: Vec<i64> =
+            runs.filter(|run| run.plan().is_some()).filter_map(|run| run.peak_allocated).collect();
+        peaks.windows(2).any(|pair| pair[1] < pair[0])
+    });
+    if falls {
+        caption.push_str(
+            " What is not written of the layered engine's settings is chosen for each run, the fastest that fits: a longer one may \
+             take less.",
+        );
+    }
     let [svg, dark_svg] = draw(summary, &chart)?;
     Ok(Some(Figure {
         name: "memory".into(),

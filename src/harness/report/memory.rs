@@ -317,7 +317,7 @@ fn teraflops(x: f64) -> String {
 
 impl Run {
     /// What the layered engine predicted before the run started.
-    fn plan(&self) -> Option<&Value> {
+    pub fn plan(&self) -> Option<&Value> {
         self.facts.get("plan").filter(|plan| plan["settings"].is_object())
     }
 
