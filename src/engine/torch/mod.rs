@@ -1,7 +1,7 @@
 //! LibTorch where tch ends: CUDA at run time, memory counters, backward from a given gradient, generator state, fused attention
-//! with a backward of its own, copies beside the arithmetic, CUDA
-//! kernels compiled from source.
+//! with a backward of its own, AdamW's fused step, copies beside the arithmetic, CUDA kernels compiled from source.
 
+mod adamw;
 pub mod attention;
 mod device;
 mod machine;
@@ -10,6 +10,7 @@ mod nvrtc;
 mod random;
 mod stream;
 
+pub use adamw::Adamw;
 pub use device::{DeviceInfo, allocator_cap, cuda_devices, cuda_missing, open_device};
 pub use machine::{host_memory, machine};
 pub use memory::{
@@ -72,6 +73,14 @@ unsafe extern "C" {
         like: *const torch_sys::C_tensor,
         pinned: bool,
         out: *mut *mut torch_sys::C_tensor,
+    ) -> *mut c_char;
+    fn fathom_adamw_step(
+        weight: *const torch_sys::C_tensor,
+        gradient: *const torch_sys::C_tensor,
+        exp_avg: *const torch_sys::C_tensor,
+        exp_avg_sq: *const torch_sys::C_tensor,
+        steps: *const torch_sys::C_tensor,
+        options: *const f64,
     ) -> *mut c_char;
     fn fathom_random(x: *const torch_sys::C_tensor, to: i64, seed: u64) -> *mut c_char;
 }

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention_backward.h>
 #include <ATen/ops/_scaled_dot_product_efficient_attention.h>
@@ -271,6 +272,21 @@ char* fathom_host_empty_like(const at::Tensor* like, bool pinned, at::Tensor** o
   return guarded([=] {
     const auto options = like->options().device(c10::DeviceType::CPU).pinned_memory(pinned);
     *out = owned(at::empty(like->sizes(), options));
+  });
+}
+
+// AdamW in one pass, in place; options: learning rate, beta1, beta2, weight decay, eps.
+char* fathom_adamw_step(
+    const at::Tensor* weight,
+    const at::Tensor* gradient,
+    const at::Tensor* exp_avg,
+    const at::Tensor* exp_avg_sq,
+    const at::Tensor* steps,
+    const double* options) {
+  return guarded([=] {
+    at::_fused_adamw_(
+        {*weight}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {}, {*steps}, options[0], options[1],
+        options[2], options[3], options[4], /*amsgrad=*/false, /*maximize=*/false);
   });
 }
 

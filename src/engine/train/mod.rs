@@ -124,7 +124,7 @@ pub fn train(
         let every = t.config.eval.every_steps;
         let is_evaluated = every > 0 && state.step.is_multiple_of(every) && !done;
         state.evaluation_due = is_evaluated && (stepped || state.evaluation_due);
-        while let Some(order) = orders.next() {
+        for order in orders.by_ref() {
             let mut outcome = String::new();
             match order.command {
                 Command::Save | Command::SaveStop if unsaved(t).is_some() => {

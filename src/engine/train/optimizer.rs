@@ -6,9 +6,9 @@
 //! All arithmetic is in float32, whatever the types of the weight and the gradient. A weight of another type is read as
 //! float32, stepped, and rounded to a value it can hold: the nearest, or with [`Optimizer::round_stochastically`] the one
 //! above or below at random. In bfloat16, updates below 1/256 of a weight are lost to the nearest, and kept on average at
-//! random. While a parameter is stepped there is one float32 temporary of its size (of [`BLOCK_ELEMENTS`] at most), and
-//! another if the weight is not float32, and one of random bits; AdamW and SGD also take one for a gradient that is not.
-//! AdamW with 8-bit state takes two more, its moments in float32: see [`quantized`].
+//! random. While a parameter is stepped there is one float32 temporary of its size (of [`BLOCK_ELEMENTS`] at most; AdamW takes
+//! none), and another if the weight is not float32, and one of random bits; AdamW and SGD also take one for a gradient that is
+//! not. AdamW with 8-bit state takes two more, its moments in float32: see [`quantized`].
 //!
 //! Every rule applies the weight decay to every parameter that it steps, norms and embeddings included, as `torch.optim` does.
 
@@ -445,15 +445,15 @@ impl Step<'_> {
         }
     }
 
-    /// AdamW as `torch.optim.AdamW`: Loshchilov and Hutter (2019), <https://arxiv.org/abs/1711.05101>.
+    /// AdamW as `torch.optim.AdamW`: Loshchilov and Hutter (2019), <https://arxiv.org/abs/1711.05101>. One pass over a block.
     ///
     /// # Shapes
     ///
     /// - `exp_avg`, `exp_avg_sq`: the size of the weight
     fn adamw(&self, betas: [f64; 2], eps: f64, exp_avg: &Tensor, exp_avg_sq: &Tensor) {
         self.each_block(|weight, block| {
-            let (mut exp_avg, mut exp_avg_sq) = (block.of(exp_avg), block.of(exp_avg_sq));
-            self.adamw_block(betas, eps, weight, block, &mut exp_avg, &mut exp_avg_sq);
+            let (exp_avg, exp_avg_sq) = (block.of(exp_avg), block.of(exp_avg_sq));
+            self.adamw_block(betas, eps, weight, block, &exp_avg, &exp_avg_sq);
         });
     }
 
@@ -476,8 +476,8 @@ impl Step<'_> {
         flat.each_block(|weight, block| {
             let (from, count) = block.rows.unwrap_or((0, weight.numel() as i64));
             let mut kept = [exp_avg, exp_avg_sq].map(|moment| moment.narrow(from, count));
-            let mut exact = kept.each_ref().map(Quantized::dequantize);
-            let [exp_avg, exp_avg_sq] = &mut exact;
+            let exact = kept.each_ref().map(Quantized::dequantize);
+            let [exp_avg, exp_avg_sq] = &exact;
             flat.adamw_block(betas, eps, weight, block, exp_avg, exp_avg_sq);
             for (kept, exact) in kept.iter_mut().zip(exact) {
                 kept.quantize(exact);
@@ -492,25 +492,22 @@ impl Step<'_> {
     /// - `weight`, `exp_avg`, `exp_avg_sq`: the block's, float32; changed in place
     fn adamw_block(
         &self,
-        [beta1, beta2]: [f64; 2],
+        betas: [f64; 2],
         eps: f64,
-        weight: &mut Tensor,
+        weight: &Tensor,
         block: Block,
-        exp_avg: &mut Tensor,
-        exp_avg_sq: &mut Tensor,
+        exp_avg: &Tensor,
+        exp_avg_sq: &Tensor,
     ) {
-        let bias_correction = |beta: f64| 1.0 - beta.powf(self.count);
-        let step_size = self.scalar(-self.learning_rate / bias_correction(beta1));
-        let grad = block.of(self.grad).to_kind(Kind::Float);
-        self.decay(weight);
-        let scratch = grad.square();
-        let _ = exp_avg.lerp_(&grad, 1.0 - beta1);
-        let _ = exp_avg_sq.lerp_(&scratch, 1.0 - beta2);
-        let mut root = exp_avg_sq.sqrt_out(&scratch);
-        root /= bias_correction(beta2).sqrt();
-        root += eps;
-        let update = exp_avg.div_out(&scratch, &root);
-        let _ = weight.addcmul_(&update, &step_size);
+        let adamw = torch::Adamw {
+            learning_rate: self.learning_rate,
+            betas,
+            eps,
+            weight_decay: self.weight_decay,
+            steps: self.count,
+        };
+        let gradient = block.of(self.grad).to_kind(Kind::Float).contiguous();
+        adamw.step(weight, &gradient, exp_avg, exp_avg_sq);
     }
 
     /// Adafactor as `torch.optim.Adafactor`: Shazeer and Stern (2018), <https://arxiv.org/abs/1804.04235>, with the means of

@@ -442,10 +442,10 @@ fn optimizer_step(config: &RunConfig, s: &Sizes, settings: &Settings) -> u64 {
             return 0;
         }
         let elements = elements.min(settings.step_elements as u64);
-        // The update; for half weights a float32 copy too, and the random bits that round it.
+        // The update, which AdamW has none of; for half weights a float32 copy, and the random bits that round it.
+        let update = u64::from(config.train.optimizer.kind != OptimizerType::Adamw);
         let half = u64::from(s.w < FLOAT) + u64::from(settings.stochastic_rounding);
-        let of_adamw = u64::from(config.train.optimizer.kind == OptimizerType::Adamw);
-        elements * FLOAT * (1 + half + of_adamw + int8_temporaries(config))
+        elements * FLOAT * (update + half + int8_temporaries(config))
     };
     if !settings.optimizer_in_backward {
         return temporaries(s.v * s.d);
@@ -513,7 +513,13 @@ fn plain(config: &RunConfig, s: &Sizes, cuda: bool) -> Memory {
     let base = weights + state + gradients + s.tokens * (s.head_dim * FLOAT + 16) + workspaces;
     let tile = (config.train.loss_tile_tokens as u64).min(s.tokens);
     let logits = tile * s.v * (2 * s.e + 2 * FLOAT);
-    let temporaries = 1 + u64::from(s.w < FLOAT) + int8_temporaries(config);
+    // The update, or for AdamW a float32 copy of a half gradient; a float32 copy of half weights.
+    let half = u64::from(s.w < FLOAT);
+    let update = match config.train.optimizer.kind {
+        OptimizerType::Adamw => half,
+        _ => 1,
+    };
+    let temporaries = update + half + int8_temporaries(config);
     let phases = vec![
         (Phase::Forward, Bytes(base + activations + casts)),
         (Phase::Loss, Bytes(base + activations + casts + 2 * s.hidden() + logits)),
