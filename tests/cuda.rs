@@ -244,7 +244,8 @@ fn adamws_steps_in_8_bits() {
                     assert!(apart.max().int64_value(&[]) <= 1, "{name}");
                     assert!(differing * 1000 <= apart.numel() as i64, "{name}: {differing} differ");
                 }
-                _ => check(name, found, expected, 1e-5),
+                // LibTorch's kernel takes `1 - beta2` of a `beta2` in float32: for 0.999 that is 1.3e-5 less.
+                _ => check(name, found, expected, 2e-5),
             }
         }
         let (streamed_weight, streamed_state) = stepped(Device::Cpu, cuda());

@@ -66,11 +66,14 @@ const ADAMW_STEP_BYTES: [f64; 2] = [28.0, 60.0];
 /// The same by Adafactor's fused kernels, fitted to 0.08 s for 6.7 billion weights.
 const FUSED_STEP_BYTES: f64 = 36.0;
 
-/// Kernels of a layer's forward and backward by the layered engine and by autograd, and of the step of one weight, from the
-/// seconds that phases of SmolLM2-135M's shape took at 512 tokens: 0.022, 0.052 and 0.050.
+/// Kernels of a layer's forward and backward by the layered engine, of what it recomputes where it keeps nothing, and of both by
+/// autograd, from the seconds that phases of SmolLM2-135M's shape took at 512 and 4,096 tokens: 0.022, 0.004 and 0.052.
 const LAYERED_LAUNCHES: f64 = 105.0;
+const RECOMPUTE_LAUNCHES: f64 = 20.0;
 const PLAIN_LAUNCHES: f64 = 250.0;
+/// Of the step of one weight by Adafactor, and by AdamW of a float32 and a half one: 0.050, 0.015 and 0.027 for 272 weights.
 const STEP_LAUNCHES: f64 = 26.0;
+const ADAMW_LAUNCHES: [f64; 2] = [8.0, 14.0];
 const WEIGHTS_OF_A_LAYER: f64 = 9.0;
 
 impl Speed {
@@ -159,14 +162,19 @@ pub fn work(
     });
     let streamed = settings.is_some_and(|settings| settings.weight_streaming);
     let optimizer = &train.optimizer;
-    let step_bytes = match optimizer.kind {
+    let half = usize::from(train.weights_dtype != Dtype::Float32);
+    let (step_bytes, step_launches) = match optimizer.kind {
         OptimizerType::Adamw if optimizer.state_dtype() == StateDtype::Float32 => {
-            ADAMW_STEP_BYTES[usize::from(train.weights_dtype != Dtype::Float32)]
+            (ADAMW_STEP_BYTES[half], ADAMW_LAUNCHES[half])
         }
-        _ if fused => FUSED_STEP_BYTES,
-        _ => STEP_BYTES,
+        _ if fused => (FUSED_STEP_BYTES, STEP_LAUNCHES),
+        _ => (STEP_BYTES, STEP_LAUNCHES),
     };
-    let of_a_layer = if settings.is_some() { LAYERED_LAUNCHES } else { PLAIN_LAUNCHES };
+    let of_a_layer = match settings {
+        Some(_) if keeps.keeps_outputs() => LAYERED_LAUNCHES,
+        Some(_) => LAYERED_LAUNCHES + RECOMPUTE_LAUNCHES,
+        None => PLAIN_LAUNCHES,
+    };
     let weight_bytes = parameters * super::bytes_of(train.weights_dtype) as f64;
     Work {
         tokens: tokens as u64,
@@ -179,6 +187,6 @@ pub fn work(
         streamed_bytes: if streamed { weight_bytes * (1.0 + 2.0 * passes) } else { 0.0 },
         offloaded_bytes: offloaded,
         launches: layers
-            * (micro_batches * passes * of_a_layer + WEIGHTS_OF_A_LAYER * STEP_LAUNCHES),
+            * (micro_batches * passes * of_a_layer + WEIGHTS_OF_A_LAYER * step_launches),
     }
 }
