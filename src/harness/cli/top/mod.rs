@@ -6,6 +6,7 @@ mod state;
 mod view;
 
 use super::runs::known_sweep;
+use crate::run::read_store;
 use crate::store::Store;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -46,7 +47,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 ///
 /// When standard output is no terminal, or the store can't be read.
 pub fn run(args: TopArgs) -> Result<()> {
-    let store = Store::open_read_only(&args.results)?;
+    let store = read_store(&args.results)?;
     if let Some(sweep) = &args.sweep {
         known_sweep(&store, sweep)?;
     }

@@ -19,9 +19,11 @@ mod wait;
 use super::Identities;
 use super::plan::{Plan, Point};
 use crate::run::slurm::Slurm;
+use crate::run::{is_held, prepare};
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
 use course::{Bisection, Course, Every, Halved};
+use fathom_spec::config::RunConfig;
 pub use fathom_spec::record::now;
 use fathom_spec::record::{Event, RunId, RunPaths};
 pub use pause::{Pause, asked, go_on, pause};
@@ -241,9 +243,23 @@ impl Driver<'_> {
         self.store.upsert_sweep(&sweep, &records)
     }
 
+    /// Makes a run known: its folder first, which keeps what it is though it may never begin.
     fn record_run(&mut self, point: &Identified) -> Result<()> {
         let config = &point.point.config;
-        self.store.upsert_run(&RunRecord { identity: &point.identity, config })
+        let status = self.store.status(&point.run_id())?;
+        if !matches!(status, None | Some(Status::Planned)) {
+            return Ok(());
+        }
+        let paths = RunPaths::in_results(self.results, &point.run_id());
+        let has_begun = paths.events().exists();
+        if !has_begun && !is_held(&paths) {
+            prepare(&paths, config, &point.identity)?;
+        }
+        // What a folder says that is older than this store is what the store is to have.
+        let identity = SavedIdentity::read(&paths).unwrap_or_else(|_| point.identity.clone());
+        let begun_with = RunConfig::read(&paths.config()).ok().filter(|_| has_begun);
+        let config = begun_with.as_ref().unwrap_or(config);
+        self.store.upsert_run(&RunRecord { identity: &identity, config })
     }
 }
 
