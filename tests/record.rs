@@ -1,5 +1,5 @@
-//! The record outlives whoever keeps it: what the store says is so whoever was killed, and the folders have all that the
-//! database has. With real processes.
+//! The record outlives whoever keeps it: what the store says is so whoever was killed, the folders have all that the database has,
+//! and several harnesses decide as one. With real processes.
 
 #[path = "support/rights.rs"]
 mod rights;
@@ -22,6 +22,9 @@ use sweep_project::{Project, exits, scripted, signal, text, until, workers};
 
 const ONE: &str = "set: { train.learning_rate: 0.1 }\n";
 
+/// Answered once a run's first step is in the store.
+const STEPS: &str = "SELECT status FROM v_runs WHERE step > 0";
+
 /// What `fathom` prints on a project.
 #[track_caller]
 fn fathom(project: &Project, arguments: &[&str]) -> String {
@@ -35,6 +38,12 @@ fn fathom(project: &Project, arguments: &[&str]) -> String {
 fn sql(project: &Project, query: &str) -> Vec<String> {
     let csv = fathom(project, &["sql", query, "--format", "csv"]);
     csv.lines().skip(1).map(str::to_string).collect()
+}
+
+/// Whether a query has this one answer by now; the store may not be there yet.
+fn says(project: &Project, query: &str, answer: &str) -> bool {
+    let output = project.fathom(&scripted(), &["sql", query, "--format", "csv"]).output().unwrap();
+    text(&output.stdout).lines().skip(1).eq([answer])
 }
 
 fn begin(project: &Project, worker: &Path, more: &[&str]) -> Child {
@@ -65,10 +74,7 @@ fn a_killed_harness_leaves_no_run_called_running() {
         let project = Project::new();
         project.sweep(ONE);
         let harness = begin(&project, &scripted(), &[]);
-        until("a step is in the store", || {
-            project.results().join("fathom.db").exists()
-                && sql(&project, "SELECT status FROM v_runs WHERE step > 0") == ["running"]
-        });
+        until("a step is in the store", || says(&project, STEPS, "running"));
         crash(&project, harness);
         match first {
             "sql" => {}
@@ -83,7 +89,10 @@ fn a_killed_harness_leaves_no_run_called_running() {
             }
             _ => {
                 let out = project.path("out");
-                fathom(&project, &["export", "mlflow", "--out", out.to_str().unwrap()]);
+                fathom(
+                    &project,
+                    &["export", "mlflow", "--sweep", "s", "--output", out.to_str().unwrap()],
+                );
             }
         }
         let store = Store::open_read_only(&project.results()).unwrap();
@@ -119,9 +128,7 @@ fn a_run_is_running_before_its_worker_says_so() {
     fs::set_permissions(&silent, fs::Permissions::from_mode(0o755)).unwrap();
     let harness = begin(&project, &silent, &[]);
     let status = "SELECT status, attempt FROM runs";
-    until("it is running", || {
-        project.results().join("fathom.db").exists() && sql(&project, status) == ["running,0"]
-    });
+    until("it is running", || says(&project, status, "running,0"));
     let mut harness = harness;
     signal(&harness, Signal::SIGKILL);
     harness.wait().unwrap();
@@ -138,10 +145,7 @@ fn who_may_only_read_sees_how_things_stand() {
     let project = Project::new();
     project.sweep(ONE);
     let harness = begin(&project, &scripted(), &[]);
-    until("a step is in the store", || {
-        project.results().join("fathom.db").exists()
-            && sql(&project, "SELECT status FROM v_runs WHERE step > 0") == ["running"]
-    });
+    until("a step is in the store", || says(&project, STEPS, "running"));
     crash(&project, harness);
     let results = project.results();
     let paths = folders(&project).remove(0);
@@ -176,7 +180,7 @@ fn onlookers_leave_the_runs_of_a_living_harness_alone() {
     // Each ends without a word of its own.
     project.sweep("axes: { train.learning_rate: [13, 14] }\nseeds: 6\n");
     let mut harness = begin(&project, &scripted(), &["--jobs", "2"]);
-    until("there is a store", || project.results().join("fathom.db").exists());
+    until("there is a store", || says(&project, "SELECT count(*) FROM sweeps", "1"));
     while harness.try_wait().unwrap().is_none() {
         for row in sql(&project, "SELECT status, status_detail FROM v_runs") {
             assert!(!row.starts_with("lost"), "{row}");
@@ -265,13 +269,13 @@ seeds: 2
     for step in [2, 6] {
         let harness = begin(&project, &scripted(), &[]);
         let steps = format!("SELECT status FROM v_runs WHERE sweep = 'killed' AND step >= {step}");
-        until("it is at work", || sql(&project, &steps) == ["running"]);
+        until("it is at work", || says(&project, &steps, "running"));
         crash(&project, harness);
     }
     project.sweep("name: stopped\nset: { train.learning_rate: 0.12 }\n");
     let harness = begin(&project, &scripted(), &[]);
     let begun = "SELECT status FROM v_runs WHERE sweep = 'stopped' AND step > 0";
-    until("it is at work", || sql(&project, begun) == ["running"]);
+    until("it is at work", || says(&project, begun, "running"));
     fathom(&project, &["control", "save-stop", "--sweep", "stopped", "--wait"]);
     exits(&harness.wait_with_output().unwrap(), 3);
     let well =

@@ -109,18 +109,19 @@ impl Store {
                 "DELETE FROM verdicts WHERE run = ?1 AND number >= ?2",
                 params![run.id, all.len() - 1],
             )?;
-            let nothing = Stretch { end: run.log_offset, ..Stretch::default() };
+            let nothing = Stretch { lines: Vec::new(), end: run.log_offset, torn: 0 };
             apply(transaction, run, &nothing, &all, false)?;
             Ok(())
         })
     }
 
-    /// Records that a worker has a run, with the configuration of this attempt, before the worker says so itself.
+    /// Records that a worker has a run, with the configuration of this attempt, unless the worker has said more since the event
+    /// `last_seq`, which was the last before it began.
     ///
     /// # Errors
     ///
     /// When the store has no such run, or can't be written.
-    pub fn begin_run(&mut self, run: &RunRecord) -> Result<()> {
+    pub fn begin_run(&mut self, run: &RunRecord, last_seq: i64) -> Result<()> {
         self.hold_file()?;
         let run_id = run.identity.run_id();
         self.in_transaction(|transaction| {
@@ -129,8 +130,11 @@ impl Store {
             if known.config != config {
                 write_config(transaction, known.id, run.config)?;
             }
-            known.status = Status::Running;
-            known.status_detail = None;
+            // Somebody else may have taken in its log already, to the end.
+            if known.last_seq == last_seq {
+                known.status = Status::Running;
+                known.status_detail = None;
+            }
             known.save(transaction)
         })
     }

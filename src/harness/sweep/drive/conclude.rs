@@ -72,9 +72,10 @@ impl Driver<'_> {
             let queued = Running::queued(&self.worker, paths, lock, &environment, slurm)?;
             return Ok(Start::Started(queued));
         }
+        let last_seq = self.store.known_run(&point.run_id())?.last_seq;
         let running = Running::start(&self.worker, paths, lock, &environment)?;
         let config = &point.point.config;
-        self.store.begin_run(&RunRecord { identity: &point.identity, config })?;
+        self.store.begin_run(&RunRecord { identity: &point.identity, config }, last_seq)?;
         Ok(Start::Started(running))
     }
 
