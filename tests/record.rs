@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rights::without_rights;
 use rusqlite::types::Value as SqlValue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -339,4 +339,56 @@ fn older_folders_are_read_and_what_they_lack_is_said() {
         ["finished", "lost"],
         "how it failed is known no more"
     );
+}
+
+/// Several harnesses on one ladder decide one after another, each with all that had come by then.
+#[test]
+fn harnesses_on_one_ladder_decide_as_one() {
+    const LADDER: &str = "axes: { train.learning_rate: [0.5, 0.1, 0.4, 0.2, 0.9, 0.8, 0.3] }
+search: { halving: { metric: loss, rungs: [320, 640], keep: 1/3 } }
+";
+    for round in 0..12 {
+        let project = Project::new();
+        project.sweep(LADDER);
+        let start = |jobs: &str| {
+            let arguments = ["sweep", "run", "s.yaml", "--no-report", "--jobs", jobs];
+            project.fathom(&scripted(), &arguments).env("SCRIPT_STEP_MS", "1").spawn().unwrap()
+        };
+        for harness in [start("1"), start("2")] {
+            exits(&harness.wait_with_output().unwrap(), 0);
+        }
+        let text = fs::read(project.results().join("sweeps/s.promotions")).unwrap();
+        let made: Vec<fathom::sweep::drive::Promotion> = serde_json::from_slice(&text).unwrap();
+        let mut sent: BTreeSet<(String, u64)> = BTreeSet::new();
+        for rung in [320, 640] {
+            let at_rung: Vec<_> = made.iter().filter(|one| one.from_tokens == rung).collect();
+            assert!(at_rung.is_sorted_by_key(|one| one.of), "round {round}: {made:?}");
+            let beyond_the_share =
+                at_rung.iter().filter(|one| one.place as f64 > one.of as f64 / 3.0 + 1e-9).count();
+            assert!(beyond_the_share <= 1, "round {round}: {made:?}");
+            for one in at_rung {
+                assert!(sent.insert((one.run_id.0.clone(), rung)), "round {round}: {made:?}");
+            }
+        }
+        // Who has gone past a rung was sent, and who was sent has gone; no step was made twice.
+        let mut past = BTreeSet::new();
+        for paths in folders(&project) {
+            let run = paths.folder.file_name().unwrap().to_string_lossy().into_owned();
+            let (mut steps, mut last) = (0, 0);
+            for event in read_events(&paths.events(), 0).unwrap().0 {
+                if let EventKind::Step { step, tokens, .. } = event.kind {
+                    steps += 1;
+                    last = tokens;
+                    assert_eq!(step, steps, "round {round}, run {run}");
+                }
+            }
+            past.extend(
+                [320, 640].into_iter().filter(|rung| last > *rung).map(|rung| (run.clone(), rung)),
+            );
+        }
+        assert_eq!(past, sent, "round {round}");
+        let best =
+            sql(&project, "SELECT label FROM v_runs WHERE status = 'finished' ORDER BY last_loss");
+        assert_eq!(best[0], "learning_rate=0.1", "round {round}");
+    }
 }
