@@ -157,6 +157,10 @@ fn settle_one(
         Err(error) => {
             let open = matches!(store.status(run_id)?, Some(Status::Planned | Status::Running));
             let at_work = found.is_ok_and(|found| found.state.is_at_work());
+            // What the database would not take is no fault of the run's.
+            if !store.has_damaged_log(run_id)? {
+                return Err(error);
+            }
             if open && !at_work {
                 fail_as_damaged(store, run_id, &error)?;
             }

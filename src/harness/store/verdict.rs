@@ -5,7 +5,7 @@
 //! between the file and the row loses nothing, and a store that is made anew has the same rows.
 
 use super::ingest::{Writer, apply};
-use super::lines::Stretch;
+use super::lines::{self, Stretch};
 use super::write::write_config;
 use super::{Run, RunRecord, Status, Store};
 use anyhow::{Context, Result, anyhow};
@@ -87,32 +87,42 @@ impl Store {
         let detail = detail.map(str::to_string);
         let verdict = Verdict { after_seq: run.last_seq, status, detail };
         let paths = RunPaths::in_results(&self.results, run_id);
-        let mut all = known(&self.connection, run.id)?;
-        if !self.private && paths.folder.is_dir() {
-            match Verdict::read_all(&paths) {
-                Ok(kept) => all = kept,
-                // What can't be read is not written over.
-                Err(_) => {
-                    let file = paths.verdicts();
-                    std::fs::rename(&file, file.with_extension("json.broken"))?;
-                }
-            }
-            all.push(verdict);
-            Verdict::write_all(&all, &paths)?;
-        } else {
-            all.push(verdict);
-        }
-        self.in_transaction(|transaction| {
+        let is_kept = !self.private && paths.folder.is_dir();
+        let before = match is_kept {
+            true => kept_in(&paths)?,
+            false => known(&self.connection, run.id)?,
+        };
+        let all = [&before[..], &[verdict]].concat();
+        let done = self.in_transaction(|transaction| {
             let run = load(transaction, run_id)?;
             // The folder's are the truth: others that are counted here are of a log that is no more.
             transaction.execute(
                 "DELETE FROM verdicts WHERE run = ?1 AND number >= ?2",
-                params![run.id, all.len() - 1],
+                params![run.id, before.len()],
             )?;
             let nothing = Stretch { lines: Vec::new(), end: run.log_offset, torn: 0 };
             apply(transaction, run, &nothing, &all, false)?;
-            Ok(())
-        })
+            // Before the row counts, and not where the row can't be written.
+            if is_kept { Verdict::write_all(&all, &paths) } else { Ok(()) }
+        });
+        if done.is_err() && is_kept {
+            // Who can't write the one may not be able to write the other either; what stays is a verdict all the same.
+            let _ = match before.is_empty() {
+                true => std::fs::remove_file(paths.verdicts()).map_err(Into::into),
+                false => Verdict::write_all(&before, &paths),
+            };
+        }
+        done
+    }
+
+    /// Whether a run's log has, beyond what is read of it, a line that is no event.
+    ///
+    /// # Errors
+    ///
+    /// When the store has no such run.
+    pub fn has_damaged_log(&self, run_id: &RunId) -> Result<bool> {
+        let offset = self.known_run(run_id)?.log_offset;
+        Ok(lines::read(&RunPaths::in_results(&self.results, run_id).events(), offset).is_err())
     }
 
     /// Records that a worker has a run, with the configuration of this attempt, unless the worker has said more since the event
@@ -157,6 +167,16 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// The verdicts of a run's folder. A file that can't be understood is kept under another name, and not written over.
+fn kept_in(paths: &RunPaths) -> Result<Vec<Verdict>> {
+    Verdict::read_all(paths).or_else(|_| {
+        let file = paths.verdicts();
+        std::fs::rename(&file, file.with_extension("json.broken"))
+            .with_context(|| format!("{}: can't be moved aside", file.display()))?;
+        Ok(Vec::new())
+    })
 }
 
 fn load(connection: &Connection, run_id: &RunId) -> Result<Run> {

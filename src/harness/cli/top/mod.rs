@@ -1,6 +1,6 @@
 //! `fathom top`: the runs at work, live in the terminal.
 //!
-//! It reads the runs' folders and the store, and writes neither: any number may look on, from any host that sees the folder.
+//! It reads the runs' folders and the store; any number may look on, from any host that sees the folder.
 
 mod state;
 mod view;
@@ -47,7 +47,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 ///
 /// When standard output is no terminal, or the store can't be read.
 pub fn run(args: TopArgs) -> Result<()> {
-    let store = read_store(&args.results)?;
+    // What ended before is set right once; what ends from now on is looked at in the runs' folders.
+    drop(read_store(&args.results)?);
+    let store = Store::open_read_only(&args.results)?;
     if let Some(sweep) = &args.sweep {
         known_sweep(&store, sweep)?;
     }
