@@ -1,8 +1,9 @@
-//! Reading: the runs of which the store may not have heard the last.
+//! Reading: the runs of which the store may not have heard the last, and how far those of a sweep are.
 
 use super::{Status, Store, verdict};
 use anyhow::Result;
 use fathom_spec::record::{RunId, RunPaths};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
@@ -32,15 +33,32 @@ impl Store {
         })
     }
 
-    /// How a run stands and how many tokens it has seen, if the store has it.
+    /// How the runs of a sweep's points stand, and how many tokens each has seen.
     ///
     /// # Errors
     ///
     /// When the database can't be read.
-    pub fn progress(&self, run_id: &RunId) -> Result<Option<(Status, u64)>> {
-        let sql = "SELECT status, tokens FROM runs WHERE run_id = ?1";
-        let read = |row: &rusqlite::Row| Ok((super::query::parsed(row, "status")?, row.get(1)?));
-        Ok(self.rows(sql, [&run_id.0], read)?.into_iter().next())
+    pub fn progress_of_sweep(&self, sweep: &str) -> Result<HashMap<RunId, (Status, u64)>> {
+        let sql =
+            "SELECT r.run_id, r.status, r.tokens FROM points p JOIN sweeps s ON s.id = p.sweep_id
+                   JOIN runs r ON r.run_id = p.run_id WHERE s.name = ?1";
+        let rows = self.rows(sql, [sweep], |row| {
+            let status = super::query::parsed(row, "status")?;
+            Ok((RunId(row.get("run_id")?), (status, row.get("tokens")?)))
+        })?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// What the runs of a sweep's points that have begun took: seconds, tokens, and how many runs it were.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be read.
+    pub fn taken_by_sweep(&self, sweep: &str) -> Result<(f64, u64, u64)> {
+        let sql = "SELECT total(seconds), coalesce(sum(tokens), 0), count(*) FROM runs WHERE attempt > 0 AND run_id IN
+                     (SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1)";
+        let rows = self.rows(sql, [sweep], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows[0])
     }
 
     /// Whether a run's folder has events or verdicts that the store has not.

@@ -29,6 +29,8 @@ pub(super) struct Halved<'p> {
     ended: HashSet<RunId>,
     /// The metric of a run at a rung, which does not change any more.
     values: HashMap<(RunId, u64), f64>,
+    /// How the runs stand, and the tokens they have seen, at one decision.
+    progress: HashMap<RunId, (Status, u64)>,
 }
 
 impl<'p> Halved<'p> {
@@ -47,6 +49,7 @@ impl<'p> Halved<'p> {
             failed: BTreeSet::new(),
             ended: HashSet::new(),
             values: HashMap::new(),
+            progress: HashMap::new(),
         };
         for at in 0..this.now.len() {
             // Its log is taken in. One that can't be read is the trouble of its run, when its turn comes.
@@ -60,11 +63,13 @@ impl<'p> Halved<'p> {
 
     /// Decides who may go on, with all that has come by now; what is to be run that was not asked for yet.
     fn decide(&mut self, driver: &mut Driver) -> Result<Vec<Job>> {
+        let sweep = &self.course.plan().name;
+        self.look(driver)?;
         for at in 0..self.now.len() {
             self.follow_fallback(driver, at)?;
         }
-        let paths = SweepPaths::in_results(driver.results, &self.course.plan().name);
-        let mut sent = Promotions::hold(paths)?;
+        let mut sent = Promotions::hold(SweepPaths::in_results(driver.results, sweep))?;
+        self.look(driver)?;
         let mut ladder = self.ladder(driver, &sent)?;
         let mut decided = Vec::new();
         while let Some((at, to)) = ladder.promote() {
@@ -87,6 +92,19 @@ impl<'p> Halved<'p> {
         Ok(jobs)
     }
 
+    /// Reads how the runs stand. Those of points that somebody planned away since are read one by one.
+    fn look(&mut self, driver: &Driver) -> Result<()> {
+        self.progress = driver.store.progress_of_sweep(&self.course.plan().name)?;
+        for run_id in self.now.iter().map(Job::run_id) {
+            if !self.progress.contains_key(&run_id)
+                && let Some(run) = driver.store.run(&run_id)?
+            {
+                self.progress.insert(run_id, (run.status, run.tokens));
+            }
+        }
+        Ok(())
+    }
+
     /// How far every point has come.
     fn ladder(&mut self, driver: &Driver, sent: &Promotions) -> Result<Ladder> {
         let points = self.course.plan().points.iter();
@@ -104,7 +122,7 @@ impl<'p> Halved<'p> {
                     break;
                 };
                 ladder.reached(at, value);
-                let tokens = driver.store.progress(&job.run_id())?.map_or(0, |(_, tokens)| tokens);
+                let tokens = self.progress.get(&job.run_id()).map_or(0, |(_, tokens)| *tokens);
                 if job.stop_at.is_none() || !was_sent && !passed(&job, tokens) {
                     break;
                 }
@@ -128,7 +146,7 @@ impl<'p> Halved<'p> {
 
     /// What a run is worth at the rung of a job; `None` while it has not come there.
     fn at_rung(&mut self, driver: &Driver, job: &Job, was_sent: bool) -> Result<Option<f64>> {
-        let Some((status, tokens)) = driver.store.progress(&job.run_id())? else { return Ok(None) };
+        let Some(&(status, tokens)) = self.progress.get(&job.run_id()) else { return Ok(None) };
         let has_tokens = job.stop_at.is_some_and(|rung| tokens >= rung);
         match status {
             Status::Finished => self.value(driver, job).map(Some),
@@ -152,8 +170,15 @@ impl<'p> Halved<'p> {
 
     /// Puts the fallback of a point in its place where its run ran out of memory.
     fn follow_fallback(&mut self, driver: &mut Driver, at: usize) -> Result<()> {
-        while self.counts(driver, &self.now[at], Status::OutOfMemory) {
+        loop {
             let job = self.now[at].clone();
+            let known = self.progress.get(&job.run_id()).map(|(status, _)| *status);
+            // Of a fallback that is new here nothing is known yet.
+            if !matches!(known, None | Some(Status::OutOfMemory))
+                || !self.counts(driver, &job, Status::OutOfMemory)
+            {
+                break;
+            }
             let Some(fallback) = self.course.fallback(driver, &job)? else { break };
             // What an earlier harness made of it is taken in.
             let _ = driver.is_done(&fallback);
