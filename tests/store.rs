@@ -660,7 +660,8 @@ fn sweeps_are_replaced_and_cascade() {
 #[test]
 fn every_view_answers() {
     let dir = tempfile::tempdir().unwrap();
-    let store = example(dir.path());
+    let mut store = example(dir.path());
+    store.set_status(&RunId("b00000000000".into()), Status::Failed, Some("exit code 1")).unwrap();
     for (name, kind, _) in Store::schema().into_iter().filter(|(_, kind, _)| *kind == "view") {
         let table = sql::answer(&store, &format!("SELECT * FROM {name}")).unwrap();
         assert!(!table.rows.is_empty(), "{kind} {name} is empty");
@@ -722,7 +723,7 @@ fn only_a_store_of_this_version_is_opened() {
         let message = error(opened);
         assert!(
             message.starts_with(&format!(
-                "{shown}: expected a store of version 3 or less, found version 99\n  help: "
+                "{shown}: expected a store of version 4 or less, found version 99\n  help: "
             )),
             "{message}"
         );
@@ -759,7 +760,7 @@ fn only_a_store_of_this_version_is_opened() {
     std::fs::write(&path, "").unwrap();
     let message = error(Store::open_read_only(dir.path()));
     assert!(
-        message.contains("expected a store of version 3, found version 0, which is empty"),
+        message.contains("expected a store of version 4, found version 0, which is empty"),
         "{message}"
     );
     Store::open(dir.path()).unwrap();

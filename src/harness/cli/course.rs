@@ -3,6 +3,7 @@
 use super::exit;
 use super::plan::{MachineArgs, Planner};
 use super::sweep::Places;
+use crate::run::read_store;
 use crate::run::slurm::Slurm;
 use crate::store::Store;
 use crate::sweep::Identities;
@@ -138,7 +139,7 @@ pub fn go_on(args: &ContinueArgs) -> Result<u8> {
 }
 
 fn check_known(places: &Places, name: &str) -> Result<()> {
-    let sweeps = Store::open_read_only(&places.results)?.sweeps()?;
+    let sweeps = read_store(&places.results)?.sweeps()?;
     if sweeps.iter().any(|sweep| sweep.name == name) {
         return Ok(());
     }

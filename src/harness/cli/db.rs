@@ -2,10 +2,11 @@
 
 use super::exit;
 use super::table;
+use crate::run::read_store;
 use crate::store::Store;
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use fathom_spec::record::RunId;
+use fathom_spec::record::{RunId, SweepPaths};
 use fathom_spec::units::Bytes;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ pub fn run(args: DbArgs) -> Result<u8> {
         DbCommand::Check => check(results)?,
         DbCommand::Rebuild => rebuild(results)?,
         DbCommand::Backup { file } => {
-            Store::open_read_only(results)?.backup(&file)?;
+            read_store(results)?.backup(&file)?;
             let size = std::fs::metadata(&file).map_or(0, |file| file.len());
             (format!("{}: {}\n", file.display(), Bytes(size)), exit::OK)
         }
@@ -69,7 +70,7 @@ pub fn run(args: DbArgs) -> Result<u8> {
 }
 
 fn check(results: &Path) -> Result<(String, u8)> {
-    let store = Store::open_read_only(results)?;
+    let store = read_store(results)?;
     let findings = store.check()?;
     let mut text = String::new();
     for finding in &findings.found {
@@ -97,7 +98,7 @@ fn check(results: &Path) -> Result<(String, u8)> {
 /// When the database can't be written or the folders can't be listed.
 pub fn rebuild(results: &Path) -> Result<(String, u8)> {
     let rebuilt = Store::rebuild_from_folders(results)?;
-    let store = Store::open_read_only(results)?;
+    let store = read_store(results)?;
     for (folder, reason) in &rebuilt.problems {
         let kept = match store.run(&RunId(folder.clone()))? {
             Some(_) => "the store keeps what it had",
@@ -128,6 +129,16 @@ pub fn rebuild(results: &Path) -> Result<(String, u8)> {
             false => "the store keeps what could be read of them",
         };
         tell!("note: {count} runs have no folder any more, {first} first: {kept}");
+    }
+    for (file, reason) in &rebuilt.unread_sweeps {
+        tell!("warning: {file} is not read, the store keeps what it had of the sweep: {reason}");
+    }
+    if rebuilt.runs > 0 && rebuilt.sweeps == 0 && store.sweeps()?.is_empty() {
+        let folder = SweepPaths::folder(results);
+        tell!(
+            "note: {} is not there, and the store has no sweep: an earlier fathom kept sweeps, and its verdicts on runs, in the database alone\n  help: `fathom sweep run FILE` records a sweep again, and what is finished is not run again",
+            folder.display()
+        );
     }
     let path = Store::path(results);
     Ok((format!("{}: {} runs, {} events\n", path.display(), rebuilt.runs, rebuilt.events), code))

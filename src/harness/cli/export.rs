@@ -4,7 +4,7 @@ use super::runs::chosen;
 use super::sql::{self, SqlFormat};
 use crate::export::curves::Curves;
 use crate::export::{folder_name, mlflow, tensorboard};
-use crate::run::write_whole;
+use crate::run::{read_store, write_whole};
 use crate::store::{Run, Store};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -55,7 +55,7 @@ pub enum ExportFormat {
 ///
 /// When there is no such run or sweep, or the folder can't be written.
 pub fn run(args: ExportArgs) -> Result<()> {
-    let store = Store::open_read_only(&args.results)?;
+    let store = read_store(&args.results)?;
     let runs = match args.all {
         true => store.runs()?,
         false => chosen(&store, &args.runs, args.sweep.as_deref())?,

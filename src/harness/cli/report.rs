@@ -1,6 +1,9 @@
 //! `fathom report`: writes the report of a sweep, or of all.
 
-use crate::report::{input::Comparison, write_report, write_reports};
+use crate::report::input::{Comparison, names, sweeps};
+use crate::report::{write, write_all_of};
+use crate::run::read_apart;
+use crate::store::Store;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
@@ -28,25 +31,37 @@ pub struct ReportArgs {
 ///
 /// # Errors
 ///
-/// As [`write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
+/// As [`crate::report::write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
 pub fn run(args: ReportArgs) -> Result<()> {
+    // A report is of how the runs stand now; where that can't be written, of a copy of the store.
+    let apart = match Store::path(&args.results).is_file() {
+        true => read_apart(&args.results)?,
+        false => None,
+    };
+    let read = |sweep: &str| match &apart {
+        Some(copy) => Comparison::read_from(copy.connection(), sweep),
+        None => Comparison::read(&args.results, sweep),
+    };
     if args.all {
-        say!("{}", write_reports(&args.results, &args.out)?.display());
+        let sweeps = match &apart {
+            Some(copy) => names(copy.connection())?,
+            None => sweeps(&args.results)?,
+        };
+        say!("{}", write_all_of(sweeps, read, &args.out)?.display());
         return Ok(());
     }
     let sweep = args.sweep.context("sweep: expected its name, or --all, found neither")?;
-    if !args.allow_partial {
-        let points = Comparison::read(&args.results, &sweep)?.points;
-        let open = points.iter().filter(|point| point.is_open()).count();
-        if open > 0 {
-            bail!(
-                "sweep `{}`: expected every point to have run to an end, found {open} of {} that have not\n  \
-                 help: finish the sweep, or give --allow-partial for a report that says so",
-                sweep,
-                points.len()
-            );
-        }
+    let comparison = read(&sweep)?;
+    let points = &comparison.points;
+    let open = points.iter().filter(|point| point.is_open()).count();
+    if open > 0 && !args.allow_partial {
+        bail!(
+            "sweep `{}`: expected every point to have run to an end, found {open} of {} that have not\n  \
+             help: finish the sweep, or give --allow-partial for a report that says so",
+            sweep,
+            points.len()
+        );
     }
-    say!("{}", write_report(&args.results, &sweep, &args.out)?.display());
+    say!("{}", write(&comparison, &args.out)?.display());
     Ok(())
 }

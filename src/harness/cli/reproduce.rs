@@ -4,7 +4,7 @@ use super::exit;
 use super::progress::Progress;
 use super::sweep::{Places, exit_code, print_summary, watch_interrupts};
 use super::table::{Cell, Format, Table, print};
-use crate::run::find_worker;
+use crate::run::{find_worker, read_store};
 use crate::store::{Run, Store};
 use crate::sweep::Identities;
 use crate::sweep::code::{Code, NOT_CAPTURED};
@@ -39,7 +39,7 @@ pub struct ReproduceArgs {
 /// When the run is not there or has no result, what its configuration names has changed, or a file can't be written.
 pub fn run(args: &ReproduceArgs) -> Result<u8> {
     let results = &args.places.results;
-    let store = Store::open_read_only(results)?;
+    let store = read_store(results)?;
     let before = store.find_run(&args.run)?;
     if !before.status.is_result() {
         bail!(

@@ -1,8 +1,8 @@
 //! `fathom tail`: a run's events as lines, those that come included.
 
 use super::table;
-use crate::run::is_held;
-use crate::store::{Status, Store};
+use crate::run::{is_held, read_store};
+use crate::store::Status;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use fathom_spec::record::{Event, EventKind, RunId, RunPaths, read_events};
@@ -86,7 +86,7 @@ pub fn run(args: TailArgs) -> Result<()> {
 fn nothing_logged(paths: &RunPaths, results: &Path) -> anyhow::Error {
     let log = paths.events();
     let name = paths.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let run = Store::open_read_only(results).and_then(|store| store.run(&RunId(name.clone())));
+    let run = read_store(results).and_then(|store| store.run(&RunId(name.clone())));
     match run {
         Ok(Some(run)) if run.status != Status::Planned => anyhow!(
             "{}: expected events, found no such file: the run is {}, and its log is gone\n  help: `fathom runs show {name}` says what the store has of it",
@@ -108,7 +108,7 @@ fn paths(name: &str, results: &Path) -> Result<RunPaths> {
     if beside.is_dir() && !name.is_empty() {
         return Ok(RunPaths::new(beside));
     }
-    let store = Store::open_read_only(results)?;
+    let store = read_store(results)?;
     let run = store.find_run(name)?;
     Ok(RunPaths::in_results(results, &run.run_id))
 }

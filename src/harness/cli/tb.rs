@@ -4,6 +4,7 @@ use super::exit;
 use super::export::{count, write_events};
 use super::runs::chosen;
 use crate::export::curves::Curves;
+use crate::run::read_store;
 use crate::store::{Run, Store};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -50,7 +51,7 @@ const REFRESH: Duration = Duration::from_secs(10);
 ///
 /// When there is no such run or sweep, TensorBoard is not installed, or the cache can't be written.
 pub fn run(args: TbArgs) -> Result<u8> {
-    let store = Store::open_read_only(&args.results)?;
+    let store = read_store(&args.results)?;
     let mut names = args.runs.clone();
     if let Some(folder) = &args.output_dir {
         names.push(origin(folder)?);

@@ -209,7 +209,12 @@ fn open(results: &Path) -> Result<Connection> {
     in_store(&path, opened.context("the store can't be opened"))
 }
 
-fn names(store: &Connection) -> Result<Vec<String>> {
+/// The names of all sweeps of an open store, sorted.
+///
+/// # Errors
+///
+/// When it can't be read.
+pub fn names(store: &Connection) -> Result<Vec<String>> {
     rows(store, "SELECT name FROM sweeps ORDER BY name", [], |row| Ok(row.get(0)?))
 }
 

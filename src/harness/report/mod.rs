@@ -54,9 +54,16 @@ const INDEX: &str = "index.md";
 ///
 /// When the store can't be read or has no such sweep, or a file can't be written.
 pub fn write_report(results: &Path, sweep: &str, out: &Path) -> Result<PathBuf> {
-    let comparison = Comparison::read(results, sweep)?;
-    let files = render(&comparison)?;
-    put_in_place(&files, sweep, out)
+    write(&Comparison::read(results, sweep)?, out)
+}
+
+/// As [`write_report`], of a sweep that was read already.
+///
+/// # Errors
+///
+/// When a file can't be written.
+pub fn write(comparison: &Comparison, out: &Path) -> Result<PathBuf> {
+    put_in_place(&render(comparison)?, &comparison.sweep, out)
 }
 
 /// Writes the report of every sweep of the store in `results`, and `out/index.md` that lists them; returns its path.
@@ -65,10 +72,23 @@ pub fn write_report(results: &Path, sweep: &str, out: &Path) -> Result<PathBuf> 
 ///
 /// As [`write_report`]; those that were written before stay.
 pub fn write_reports(results: &Path, out: &Path) -> Result<PathBuf> {
+    write_all_of(input::sweeps(results)?, |sweep| Comparison::read(results, sweep), out)
+}
+
+/// As [`write_reports`], of the sweeps that `read` reads by their names.
+///
+/// # Errors
+///
+/// As [`write_reports`].
+pub fn write_all_of(
+    sweeps: Vec<String>,
+    read: impl Fn(&str) -> Result<Comparison>,
+    out: &Path,
+) -> Result<PathBuf> {
     let mut entries = Vec::new();
-    for sweep in input::sweeps(results)? {
-        let comparison = Comparison::read(results, &sweep)?;
-        put_in_place(&render(&comparison)?, &sweep, out)?;
+    for sweep in sweeps {
+        let comparison = read(&sweep)?;
+        write(&comparison, out)?;
         entries.push(Entry::of(&Summary::new(&comparison)));
     }
     fs::create_dir_all(out).with_context(|| format!("{}: can't be made", out.display()))?;

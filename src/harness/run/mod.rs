@@ -2,17 +2,20 @@
 //!
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
 //!
-//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself.
+//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself; [`read_store`] opens
+//! the store for who wants to know how all runs stand.
 
 mod ending;
 mod oom;
+mod settle;
 pub mod slurm;
 mod standing;
 
 pub use ending::verdict;
-pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing, status_now};
+pub use settle::{fail_as_damaged, read_apart, read_store, settle};
+pub use standing::{SILENCE_SECONDS, Standing, State, standing, status_now};
 
-use crate::store::{SavedIdentity, Status};
+use crate::store::{SavedIdentity, Status, forget_verdicts};
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{self, Command as Order};
@@ -63,8 +66,13 @@ pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -
     if !paths.identity().exists() {
         identity.write(paths)?;
     }
+    forget_verdicts(paths)?;
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.
-    write_whole(&paths.config(), config.to_yaml().as_bytes())
+    let text = config.to_yaml();
+    match fs::read(paths.config()) {
+        Ok(there) if there == text.as_bytes() => Ok(()),
+        _ => write_whole(&paths.config(), text.as_bytes()),
+    }
 }
 
 /// A run's lock. Its worker inherits it, and the kernel releases it when the supervisor and the worker are both gone: a worker
@@ -83,6 +91,11 @@ pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
     if slurm::array_of(paths).is_none() && standing::is_elsewhere(paths) {
         return Ok(None);
     }
+    try_lock(paths)
+}
+
+/// As [`lock`], of a folder that is there, wherever its run is at work.
+fn try_lock(paths: &RunPaths) -> Result<Option<Lock>> {
     loop {
         let context = || format!("{}: the run's lock can't be taken", paths.lock().display());
         let file = File::create(paths.lock()).with_context(context)?;

@@ -4,7 +4,7 @@
 //! worker writes a heartbeat every few seconds, and for how long nothing has come is said as it is.
 
 use super::{is_held, slurm};
-use crate::store::{Status, Store};
+use crate::store::Status;
 use anyhow::Result;
 use fathom_spec::record::{
     EventKind, Presence, Process, RunId, RunPaths, last_events, now, read_events,
@@ -71,6 +71,15 @@ pub struct Standing {
 ///
 /// When its log is damaged.
 pub fn standing(paths: &RunPaths, now: f64) -> Result<Standing> {
+    standing_where(paths, now, || is_held(paths))
+}
+
+/// As [`standing()`], for who knows by itself whether another has the run's lock.
+pub(super) fn standing_where(
+    paths: &RunPaths,
+    now: f64,
+    is_held: impl Fn() -> bool,
+) -> Result<Standing> {
     let log = paths.events();
     let process = Process::read(paths);
     let presence = process.as_ref().map(Process::presence);
@@ -97,7 +106,7 @@ pub fn standing(paths: &RunPaths, now: f64) -> Result<Standing> {
     let silent_seconds = last.map(|last| (now - last).max(0.0));
     let state = match (presence, ending) {
         (Some(Presence::Alive), _) => State::Running,
-        _ if is_held(paths) => State::Running,
+        _ if is_held() => State::Running,
         (Some(Presence::Elsewhere), ending) if ending.is_none() || signed_in.is_some() => {
             heard_of(silent_seconds)
         }
@@ -122,7 +131,7 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
         Ok(State::Ended(ending)) => ending.parse().unwrap_or(said),
         Ok(State::Dead(_)) => Status::Lost,
         Ok(State::NotBegun) if said == Status::Running => Status::Lost,
-        Err(_) if said == Status::Running && !is_held(&paths) => Status::Lost,
+        Err(_) if said == Status::Running && !is_held(&paths) => Status::Failed,
         Ok(State::NotBegun) | Err(_) => said,
     }
 }
@@ -143,32 +152,6 @@ fn epitaph(process: Option<&Process>) -> String {
         Some(process) => format!("no ending was logged, and process {} is gone", process.pid),
         None => "no ending was logged, and no process has the run".into(),
     }
-}
-
-/// Sets right what the store says of runs whose processes are gone: `running` becomes `lost`, with the reason. What is alive,
-/// on this host or on another, is left. Returns the runs that were set.
-///
-/// # Errors
-///
-/// When the store can't be read or written.
-pub fn settle(store: &mut Store, now: f64) -> Result<Vec<(RunId, String)>> {
-    // The store may not yet have heard that a planned one began.
-    let is_open = |status| matches!(status, Status::Planned | Status::Running);
-    let open = store.runs()?.into_iter().filter(|run| is_open(run.status));
-    let mut lost = Vec::new();
-    for run_id in open.map(|run| run.run_id).collect::<Vec<_>>() {
-        let paths = RunPaths::in_results(store.results(), &run_id);
-        // What is damaged is said where the run is looked at.
-        let Ok(Standing { state: State::Dead(reason), .. }) = standing(&paths, now) else {
-            continue;
-        };
-        // Its last words may not have been taken in yet.
-        if store.ingest_run(&run_id).is_ok_and(|found| found.status == Status::Running) {
-            store.set_status(&run_id, Status::Lost, Some(&reason))?;
-            lost.push((run_id, reason));
-        }
-    }
-    Ok(lost)
 }
 
 /// Of another host only its signs are known.

@@ -180,7 +180,7 @@ impl Store {
         let private = migrate::carried_forward(&Connection::open("")?)?;
         let results = self.results.clone();
         let journal = self.journal;
-        let mut anew = Store { connection: private, results, journal, file: None };
+        let mut anew = Store { connection: private, results, journal, file: None, private: true };
         let rebuilt = anew.rebuild()?;
         for (name, reason) in &rebuilt.problems {
             findings.problem(

@@ -6,6 +6,7 @@
 
 use super::lines::{self, Line, Step, Stretch};
 use super::metrics::Metrics;
+use super::verdict::{self, Verdict};
 use super::{Run, Status, Store, explain};
 use anyhow::{Context, Result, anyhow};
 use fathom_spec::record::{Event, EventKind, RunId, RunPaths};
@@ -37,7 +38,10 @@ impl Store {
         let paths = RunPaths::in_results(&self.results, run_id);
         let log = paths.events();
         let run = self.known_run(run_id)?;
-        if length(&log) == run.log_offset || !paths.folder.is_dir() {
+        // What can't be read of them is named by whoever writes or rebuilds them.
+        let verdicts = Verdict::read_all(&paths).unwrap_or_default();
+        let none_new = verdicts.len() <= verdict::known(&self.connection, run.id)?.len();
+        if length(&log) == run.log_offset && none_new || !paths.folder.is_dir() {
             return Ok(Ingested { events: 0, status: run.status });
         }
         self.in_transaction(|transaction| {
@@ -46,7 +50,7 @@ impl Store {
                 .ok_or_else(|| anyhow!("run {run_id}: expected a run of the store, found none"))?;
             let anew = length(&log) < run.log_offset;
             let stretch = lines::read(&log, if anew { 0 } else { run.log_offset })?;
-            apply(transaction, run, &stretch, anew)
+            apply(transaction, run, &stretch, &verdicts, anew)
         })
     }
 
@@ -70,11 +74,13 @@ fn length(log: &Path) -> u64 {
     std::fs::metadata(log).map_or(0, |file| file.len())
 }
 
-/// Applies a stretch of a run's log that begins where the store has read up to, or at its beginning where the log is `anew`.
+/// Applies a stretch of a run's log that begins where the store has read up to, or at its beginning where the log is `anew`;
+/// and of all `verdicts` on the run those that the store does not have yet, each at its place between the events.
 pub(super) fn apply(
     connection: &Connection,
     mut run: Run,
     stretch: &Stretch,
+    verdicts: &[Verdict],
     anew: bool,
 ) -> Result<Ingested> {
     let mut writer = Writer::new(connection, run.id)?;
@@ -82,11 +88,19 @@ pub(super) fn apply(
         writer.forget()?;
         run = run.planned();
     }
+    let known = match verdicts {
+        [] => 0,
+        _ => verdict::known(connection, run.id)?.len(),
+    };
+    let mut pending = verdicts.iter().enumerate().skip(known).peekable();
     let mut new = 0;
     for line in &stretch.lines {
         let seq = line.seq();
         if (seq as i64) <= run.last_seq {
             continue;
+        }
+        while let Some((number, verdict)) = pending.next_if(|(_, v)| v.after_seq < seq as i64) {
+            writer.judge(number, verdict, &mut run)?;
         }
         let run_id = run.run_id.clone();
         writer
@@ -95,6 +109,9 @@ pub(super) fn apply(
         run.last_seq = seq as i64;
         new += 1;
     }
+    for (number, verdict) in pending {
+        writer.judge(number, verdict, &mut run)?;
+    }
     let run_id = run.run_id.clone();
     run.log_offset = stretch.end;
     writer.finish(&run).with_context(|| format!("run {run_id}: its events can't be recorded"))?;
@@ -102,8 +119,8 @@ pub(super) fn apply(
 }
 
 /// Where one run's events go.
-struct Writer<'c> {
-    connection: &'c Connection,
+pub(super) struct Writer<'c> {
+    pub(super) connection: &'c Connection,
     run: i64,
     metrics: Metrics<'c>,
     /// The columns of a step's scalars, in their order; found at the first step.
@@ -417,10 +434,11 @@ impl<'c> Writer<'c> {
         self.cut_after(0)?;
         self.metrics.summarize_anew()?;
         self.execute("DELETE FROM attempts WHERE run = ?1", [self.run])?;
+        self.execute("DELETE FROM verdicts WHERE run = ?1", [self.run])?;
         self.execute("DELETE FROM events_meta WHERE run = ?1", [self.run])
     }
 
-    fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<()> {
+    pub(super) fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<()> {
         self.connection.prepare_cached(sql)?.execute(values)?;
         Ok(())
     }

@@ -14,10 +14,11 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6661_7468;
 
 /// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
 ];
 
 /// The version that this program writes.
@@ -46,16 +47,18 @@ pub(super) fn check_ours(connection: &Connection, path: &Path) -> Result<usize> 
     }
 }
 
-/// Brings a database up to date. One that holds something is copied first, to `fathom.db.v1.backup` and so on.
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+/// Brings a database up to date, and says of which version it was. One that holds something is copied first, to
+/// `fathom.db.v1.backup` and so on.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<usize> {
     let found = version(connection)?;
     if found == VERSION {
-        return Ok(());
+        return Ok(found);
     }
     if found > 0 {
         keep_backup(connection, path, found)?;
     }
-    apply(connection)
+    apply(connection)?;
+    Ok(found)
 }
 
 /// An earlier version's database, carried forward in a private copy that nobody else sees.

@@ -7,7 +7,8 @@
 //!
 //! Where to look: `migrate` (versions), `journal` (file systems), `ingest` (events to rows) with `lines` (the log's text) and
 //! `metrics` (scalars and their summaries), `rebuild` (all of it again) with `salvage` (what a damaged database still has), `check` and `keep` (what `fathom db` does),
-//! `query` and `history` (what is asked), `curate` (what people do to runs by hand).
+//! `query`, `history` and `unfinished` (what is asked), `verdict` (what a supervisor says of runs), `sweeps` (what is kept of a
+//! sweep beside its runs), `curate` (what people do to runs by hand).
 
 mod check;
 mod curate;
@@ -22,6 +23,9 @@ mod migrate;
 mod query;
 mod rebuild;
 mod salvage;
+mod sweeps;
+mod unfinished;
+mod verdict;
 mod write;
 
 pub use check::{Finding, Findings};
@@ -33,11 +37,14 @@ pub use query::{
     Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
 };
 pub use rebuild::Rebuilt;
+pub use unfinished::Unfinished;
+pub use verdict::forget_verdicts;
 pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
 
 use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -49,8 +56,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// More than there are statements in this module, so that none is prepared twice.
 const CACHED_STATEMENTS: usize = 128;
 
+/// From this version on, all that the store has is in folders too.
+const FOLDERS_HAVE_ALL: usize = 4;
+
 /// How a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Known, not begun.
     Planned,
@@ -125,6 +136,8 @@ pub struct Store {
     journal: Journal,
     /// The file behind the connection, as long as it has a name: see `keep`.
     file: Option<keep::FileId>,
+    /// Whether it is a copy that nobody else sees. What is written to it is written nowhere else.
+    private: bool,
 }
 
 impl Store {
@@ -153,18 +166,24 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(results: &Path, journal: Journal) -> Result<Store> {
         let path = Store::path(results);
-        let open = || -> Result<Connection> {
+        let open = || -> Result<(Connection, usize)> {
             let mut connection = Connection::open(&path)?;
             journal.prepare(&connection, &path)?;
             prepare(&connection)?;
             migrate::check_ours(&connection, &path)?;
-            migrate::migrate(&mut connection, &path)?;
+            let found = migrate::migrate(&mut connection, &path)?;
             journal.apply(&connection)?;
-            Ok(connection)
+            Ok((connection, found))
         };
-        let connection = open().map_err(|error| explain::opening(&path, error))?;
+        let (connection, found) = open().map_err(|error| explain::opening(&path, error))?;
         let file = keep::FileId::of(&path);
-        Ok(Store { connection, results: results.to_path_buf(), journal, file })
+        let results = results.to_path_buf();
+        let store = Store { connection, results, journal, file, private: false };
+        if (1..FOLDERS_HAVE_ALL).contains(&found) {
+            // The database has it still where this fails; `fathom db rebuild` tries again.
+            let _ = store.write_out();
+        }
+        Ok(store)
     }
 
     /// Opens the store of a results folder for reading only; nothing that is done with it can change the file. A database of
@@ -181,7 +200,7 @@ impl Store {
                 path.display()
             );
         }
-        let open = || -> Result<Connection> {
+        let open = || -> Result<(Connection, bool)> {
             let connection = keep::open_to_read(&path)?;
             prepare(&connection)?;
             let version = migrate::check_ours(&connection, &path)?;
@@ -194,16 +213,48 @@ impl Store {
             }
             if version == migrate::VERSION {
                 connection.pragma_update(None, "query_only", true)?;
-                return Ok(connection);
+                return Ok((connection, false));
             }
             let copy = migrate::carried_forward(&connection)?;
             prepare(&copy)?;
             copy.pragma_update(None, "query_only", true)?;
-            Ok(copy)
+            Ok((copy, true))
         };
-        let connection = open().map_err(|error| explain::opening(&path, error))?;
+        let (connection, private) = open().map_err(|error| explain::opening(&path, error))?;
         let journal = Journal::of(results);
-        Ok(Store { connection, results: results.to_path_buf(), journal, file: None })
+        Ok(Store { connection, results: results.to_path_buf(), journal, file: None, private })
+    }
+
+    /// Has `change` set right what this reader sees, in a copy that nobody else sees; the file stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the copy can't be made, and those of `change`.
+    pub fn apart<T>(self, change: impl FnOnce(&mut Store) -> Result<T>) -> Result<Store> {
+        let connection = match self.private {
+            true => self.connection,
+            false => migrate::carried_forward(&self.connection)?,
+        };
+        prepare(&connection)?;
+        let mut store = Store { connection, file: None, private: true, ..self };
+        store.connection.pragma_update(None, "query_only", false)?;
+        change(&mut store)?;
+        store.connection.pragma_update(None, "query_only", true)?;
+        Ok(store)
+    }
+
+    /// Whether this is a copy that nobody else sees.
+    pub fn is_private(&self) -> bool {
+        self.private
+    }
+
+    /// Waits for another process's commit no longer than `longest`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is of no use any more.
+    pub fn wait_at_most(&self, longest: Duration) -> Result<()> {
+        Ok(self.connection.busy_timeout(longest)?)
     }
 
     /// The results folder that this is the store of.

@@ -480,7 +480,7 @@ impl Run {
         rows.next()?.map(Run::from_row).transpose()
     }
 
-    fn from_row(row: &Row) -> Result<Run> {
+    pub(super) fn from_row(row: &Row) -> Result<Run> {
         let environment: Option<String> = row.get("environment")?;
         Ok(Run {
             id: row.get("id")?,

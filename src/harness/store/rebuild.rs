@@ -1,15 +1,16 @@
-//! All runs again, from their folders.
+//! All runs and sweeps again, from their folders.
 //!
 //! It is one transaction on the database that is there, so that readers see the old rows until they see the new, and a kill
 //! on the way changes nothing. Logs are read on all cores while their rows are written, table by table in the order that the
-//! tables have. What is in no folder (sweeps, and whatever a later version adds) is not touched, and runs keep their numbers,
-//! by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over (`salvage`).
+//! tables have. What is in no folder (sweeps and verdicts of a store that an earlier version wrote, and whatever a later one adds)
+//! is not touched, and runs keep their numbers, by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over (`salvage`).
 
 use super::curate::Labels;
 use super::ingest::apply;
 use super::lines::{self, Stretch};
+use super::verdict::Verdict;
 use super::write::write_run;
-use super::{Run, RunRecord, SavedIdentity, Store, explain, keep, salvage};
+use super::{Run, RunRecord, SavedIdentity, Store, explain, keep, salvage, sweeps};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{RunId, RunPaths};
@@ -20,9 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 /// The tables that are made from the folders, parents last.
-pub(super) const FROM_FOLDERS: [&str; 14] = [
+pub(super) const FROM_FOLDERS: [&str; 15] = [
     "tags",
     "notes",
+    "verdicts",
     "params",
     "metrics",
     "metric_summaries",
@@ -52,6 +54,10 @@ pub struct Rebuilt {
     pub events: u64,
     /// Folders that could not be read whole: name and reason. The store keeps what it had of them.
     pub problems: Vec<(String, String)>,
+    /// Sweeps that were made anew of what is kept beside the runs.
+    pub sweeps: usize,
+    /// Files of sweeps that could not be read, and why. The store keeps what it had of them.
+    pub unread_sweeps: Vec<(String, String)>,
     /// Runs that have no folder any more. The store keeps what it had of them.
     pub kept: Vec<RunId>,
     /// Where the damaged database is now, and what could not be read of it: that is nowhere else.
@@ -76,6 +82,7 @@ struct Folder {
     identity: SavedIdentity,
     config: RunConfig,
     labels: Labels,
+    verdicts: Vec<Verdict>,
     stretch: Stretch,
 }
 
@@ -133,7 +140,11 @@ impl Store {
             Some(old) => {
                 let stay: Vec<_> = stay.iter().map(|(name, id)| (name.as_str(), *id)).collect();
                 salvage::rows_of_runs(old, &mut store, &stay, &mut lost)?;
-                salvage::others(old, &mut store, &mut lost)?;
+                let (kept, _) = sweeps::saved(results);
+                salvage::others(old, &mut store, !kept.is_empty(), &mut lost)?;
+                // Newer than what the old database says of them, or the same.
+                store.in_transaction(|new| sweeps::restore(new, &kept))?;
+                store.write_out()?;
                 store.fold_in()?;
             }
             None => lost.push("nothing of it can be read".into()),
@@ -142,11 +153,12 @@ impl Store {
         Ok(rebuilt)
     }
 
-    /// Makes all runs anew from the folders under `runs/`, in one transaction; sweeps and their points stay.
+    /// Makes all runs anew from the folders under `runs/` and all sweeps from `sweeps/`, in one transaction; a sweep that has
+    /// no file there stays.
     ///
     /// A folder that can't be read is named among the problems and stops nothing. A supervisor's verdict (`killed`, `lost`,
-    /// and what a worker's exit said where it logged no ending) is in no log: it is kept where the database has one and the
-    /// log says nothing newer.
+    /// and what a worker's exit said where it logged no ending) is in the run's folder; one that an earlier version wrote to
+    /// the database alone is kept where the log says nothing newer.
     ///
     /// # Errors
     ///
@@ -158,6 +170,10 @@ impl Store {
         if let Some(what) = unread.first() {
             let path = Store::path(&self.results);
             return Err(anyhow!("{}: {what}", path.display()));
+        }
+        if !self.private {
+            // What an earlier version kept here alone, and could not be written when it was carried forward.
+            self.write_out()?;
         }
         self.rebuild_as(&remembered)
     }
@@ -287,6 +303,9 @@ fn write_all(
         [],
     )?;
     restore_verdicts(connection, remembered)?;
+    let (kept, unread) = sweeps::saved(results);
+    sweeps::restore(connection, &kept)?;
+    (rebuilt.sweeps, rebuilt.unread_sweeps) = (kept.len(), unread);
     let gone = stay
         .iter()
         .filter(|(name, _)| !problems.contains_key(*name) && !remembered.planned.contains(*name));
@@ -323,18 +342,19 @@ fn read_folder(results: &Path, name: &str) -> Result<Folder> {
         identity.identity.run_hash
     );
     let labels = Labels::read(&paths)?;
-    Ok(Folder { identity, config, labels, stretch: lines::read(&paths.events(), 0)? })
+    let verdicts = Verdict::read_all(&paths)?;
+    Ok(Folder { identity, config, labels, verdicts, stretch: lines::read(&paths.events(), 0)? })
 }
 
 /// Writes one run, and says how many events it had.
 fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Result<u64> {
-    let Folder { identity, config, labels, stretch } = folder;
+    let Folder { identity, config, labels, verdicts, stretch } = folder;
     write_run(connection, &RunRecord { identity, config }, id)?;
     let run_id = identity.run_id();
     let run = Run::load(connection, &run_id)?
         .ok_or_else(|| anyhow!("run {run_id}: expected the row that was just written"))?;
     labels.save(connection, &run_id)?;
-    Ok(apply(connection, run, stretch, false)?.events)
+    Ok(apply(connection, run, stretch, verdicts, false)?.events)
 }
 
 /// What only the database knows. Rows after one that can't be read are left out, and `unread` says so.
@@ -388,11 +408,13 @@ pub(super) fn each(
     }
 }
 
+/// Of runs whose folder has no verdict: an earlier version kept them in the database alone.
 fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<()> {
     for (run_id, last_seq, status, detail) in &remembered.runs {
         connection
             .prepare_cached(
-                "UPDATE runs SET status = ?3, status_detail = ?4 WHERE run_id = ?1 AND last_seq <= ?2",
+                "UPDATE runs SET status = ?3, status_detail = ?4
+                 WHERE run_id = ?1 AND last_seq <= ?2 AND id NOT IN (SELECT run FROM verdicts)",
             )?
             .execute(params![run_id, last_seq, status, detail])?;
     }
@@ -400,7 +422,8 @@ fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<
         connection
             .prepare_cached(
                 "UPDATE attempts SET status = ?3, status_detail = ?4
-                 WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND seq = ?2 AND ended_at IS NULL",
+                 WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND seq = ?2 AND ended_at IS NULL
+                   AND run NOT IN (SELECT run FROM verdicts)",
             )?
             .execute(params![run_id, seq, status, detail])?;
     }

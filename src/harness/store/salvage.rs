@@ -117,8 +117,14 @@ fn tables(connection: &Connection, lost: &mut Vec<String>) -> Vec<String> {
     names
 }
 
-/// Takes over the tables that no folder has: sweeps with their points first.
-pub(super) fn others(old: &Connection, store: &mut Store, lost: &mut Vec<String>) -> Result<()> {
+/// Takes over the tables that no folder has: sweeps with their points first. Where sweeps are kept beside the runs, what can't
+/// be read of them here is no loss.
+pub(super) fn others(
+    old: &Connection,
+    store: &mut Store,
+    sweeps_are_kept: bool,
+    lost: &mut Vec<String>,
+) -> Result<()> {
     let mut order = vec!["sweeps".to_string(), "points".to_string()];
     for name in tables(&store.connection, lost) {
         if !order.contains(&name) && name != "metric_keys" && !FROM_FOLDERS.contains(&&*name) {
@@ -126,8 +132,13 @@ pub(super) fn others(old: &Connection, store: &mut Store, lost: &mut Vec<String>
         }
     }
     store.in_transaction(|new| {
+        // They are named by number there.
+        new.execute_batch("DELETE FROM points; DELETE FROM sweeps")?;
         for table in &order {
             let copied = copy(old, new, table, "", |_, value| value);
+            if sweeps_are_kept && ["sweeps", "points"].contains(&table.as_str()) {
+                continue;
+            }
             lost.extend(copied.error.map(|error| format!("{table} can't be read whole: {error}")));
             if copied.refused > 0 {
                 let refused = copied.refused;

@@ -1,7 +1,7 @@
 -- The store of fathom: an index of the runs' event logs, and a public interface for SQL.
 --
--- Runs can be rebuilt from results/runs/*/{config.yaml,identity.json,events.jsonl}, sweeps from the sweep files. One process
--- writes, any number read. Times are seconds since 1970-01-01 UTC, losses are nats per token, memory is bytes, JSON is text.
+-- Runs can be rebuilt from results/runs/*/{config.yaml,identity.json,events.jsonl,verdicts.json,labels.json}, sweeps from
+-- results/sweeps/*.json. One process writes, any number read. Times are seconds since 1970-01-01 UTC, losses are nats per token, memory is bytes, JSON is text.
 -- Views (at the end) are for people and are kept stable; tables may gain columns. The comment above each table or view is
 -- what `fathom sql` lists.
 

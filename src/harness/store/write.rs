@@ -1,7 +1,8 @@
-//! What the sweep driver and the supervisor write: sweeps with their points, runs before they begin, and verdicts.
+//! What the sweep driver writes: sweeps with their points, and runs before they begin.
 
-use super::{Status, Store};
-use anyhow::{Context, Result, ensure};
+use super::Store;
+use super::sweeps::SavedSweep;
+use anyhow::{Context, Result};
 use fathom_spec::config::{Digests, RunConfig, RunIdentity};
 use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A sweep, as it was planned.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepRecord {
     /// Unique in a store.
     pub name: String,
@@ -24,7 +25,7 @@ pub struct SweepRecord {
 }
 
 /// A point of a sweep.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PointRecord {
     /// 0, 1, ... in the order of the plan.
     pub position: u64,
@@ -95,29 +96,12 @@ impl Store {
     /// When two points have one position, or the database can't be written.
     pub fn upsert_sweep(&mut self, sweep: &SweepRecord, points: &[PointRecord]) -> Result<()> {
         self.hold_file()?;
-        let context = || format!("sweep {}: can't be recorded", sweep.name);
+        let saved = SavedSweep { sweep: sweep.clone(), points: points.to_vec() };
+        let results = self.results.clone();
         self.in_transaction(|transaction| {
-            let id: i64 = transaction
-                .query_row(
-                    "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
-                       spec = excluded.spec, planned_at = excluded.planned_at
-                     RETURNING id",
-                    params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
-                    |row| row.get(0),
-                )
-                .with_context(context)?;
-            transaction.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
-            let mut insert = transaction.prepare_cached(
-                "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?;
-            for point in points {
-                let PointRecord { position, label, seed, settings, run_id } = point;
-                insert
-                    .execute(params![id, position, label, seed, settings.to_string(), run_id.0])
-                    .with_context(context)?;
-            }
-            Ok(())
+            write_sweep(transaction, sweep, points)?;
+            // Before the rows count; and what they refuse is not written.
+            saved.write(&results)
         })
     }
 
@@ -130,35 +114,6 @@ impl Store {
     pub fn upsert_run(&mut self, run: &RunRecord) -> Result<()> {
         self.hold_file()?;
         self.in_transaction(|transaction| write_run(transaction, run, None).map(|_| ()))
-    }
-
-    /// Records what the supervisor found of a run that did not end by its own word: [`Status::Killed`], [`Status::Lost`].
-    ///
-    /// # Errors
-    ///
-    /// When the store has no such run.
-    pub fn set_status(
-        &mut self,
-        run_id: &RunId,
-        status: Status,
-        detail: Option<&str>,
-    ) -> Result<()> {
-        self.hold_file()?;
-        self.in_transaction(|transaction| {
-            let values = params![run_id.0, status.name(), detail];
-            let changed = transaction.execute(
-                "UPDATE runs SET status = ?2, status_detail = ?3 WHERE run_id = ?1",
-                values,
-            )?;
-            ensure!(changed == 1, "run {run_id}: expected a run of the store, found none");
-            // An attempt that said how it ended keeps its word.
-            transaction.execute(
-                "UPDATE attempts SET status = ?2, status_detail = ?3
-                 WHERE run = (SELECT id FROM runs WHERE run_id = ?1) AND status = 'running'",
-                values,
-            )?;
-            Ok(())
-        })
     }
 }
 
@@ -196,11 +151,53 @@ pub(super) fn write_run(
         .optional()
         .with_context(|| format!("run {run_id}: can't be recorded"))?;
     let Some(id) = id else { return Ok(None) };
+    write_params(connection, id, run.config)?;
+    Ok(Some(id))
+}
+
+/// Gives the run of number `id` the configuration of its latest attempt.
+pub(super) fn write_config(connection: &Connection, id: i64, config: &RunConfig) -> Result<()> {
+    let sql = "UPDATE runs SET config = ?2 WHERE id = ?1";
+    connection.prepare_cached(sql)?.execute(params![id, config.to_json().to_string()])?;
+    write_params(connection, id, config)
+}
+
+fn write_params(connection: &Connection, id: i64, config: &RunConfig) -> Result<()> {
     connection.prepare_cached("DELETE FROM params WHERE run = ?1")?.execute([id])?;
     let mut insert = connection
         .prepare_cached("INSERT INTO params (run, key, value, number) VALUES (?1, ?2, ?3, ?4)")?;
-    for (key, value) in run.config.flatten() {
+    for (key, value) in config.flatten() {
         insert.execute(params![id, key, value.to_string(), value.as_f64()])?;
     }
-    Ok(Some(id))
+    Ok(())
+}
+
+/// Puts a sweep and its points in place of what there is of its name.
+pub(super) fn write_sweep(
+    connection: &Connection,
+    sweep: &SweepRecord,
+    points: &[PointRecord],
+) -> Result<()> {
+    let context = || format!("sweep {}: can't be recorded", sweep.name);
+    let id: i64 = connection
+        .query_row(
+            "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
+               spec = excluded.spec, planned_at = excluded.planned_at
+             RETURNING id",
+            params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
+            |row| row.get(0),
+        )
+        .with_context(context)?;
+    connection.execute("DELETE FROM points WHERE sweep_id = ?1", [id])?;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO points (sweep_id, position, label, seed, settings, run_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for point in points {
+        let PointRecord { position, label, seed, settings, run_id } = point;
+        insert
+            .execute(params![id, position, label, seed, settings.to_string(), run_id.0])
+            .with_context(context)?;
+    }
+    Ok(())
 }

@@ -177,6 +177,13 @@ impl Ladder {
         self.heading[point] = Some(rung + 1);
     }
 
+    /// How many have reached a rung, and which of them a point is, the best being 1.
+    pub fn standing(&self, point: usize, rung: usize) -> (usize, usize) {
+        let reached = &self.rungs[rung].reached;
+        let before = reached.iter().position(|(_, other)| *other == point);
+        (reached.len(), before.map_or(reached.len(), |before| before + 1))
+    }
+
     /// A point will not come to its rung.
     pub fn gone(&mut self, point: usize) {
         self.heading[point] = None;

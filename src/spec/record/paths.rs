@@ -63,6 +63,11 @@ impl RunPaths {
         self.folder.join("labels.json")
     }
 
+    /// What a supervisor found of attempts that did not say themselves how they ended, as JSON; there once it did.
+    pub fn verdicts(&self) -> PathBuf {
+        self.folder.join("verdicts.json")
+    }
+
     /// One event a line; all attempts of the run, in order.
     pub fn events(&self) -> PathBuf {
         self.folder.join("events.jsonl")
@@ -112,6 +117,40 @@ impl RunPaths {
     /// Held by the process that supervises the run, so that two supervisors never run it twice.
     pub fn lock(&self) -> PathBuf {
         self.folder.join("lock")
+    }
+}
+
+/// The files of one sweep beside the folders of runs: `results/sweeps/<name>.json`, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepPaths {
+    folder: PathBuf,
+    name: String,
+}
+
+impl SweepPaths {
+    /// Those of the sweep `name` under `results`.
+    pub fn in_results(results: &Path, name: &str) -> SweepPaths {
+        SweepPaths { folder: SweepPaths::folder(results), name: name.to_string() }
+    }
+
+    /// Where all sweeps of a results folder are.
+    pub fn folder(results: &Path) -> PathBuf {
+        results.join("sweeps")
+    }
+
+    /// The sweep as it was last planned, with its points, as JSON.
+    pub fn record(&self) -> PathBuf {
+        self.folder.join(format!("{}.json", self.name))
+    }
+
+    /// Who was sent on from which rung, as JSON; only of a sweep that halves.
+    pub fn promotions(&self) -> PathBuf {
+        self.folder.join(format!("{}.promotions", self.name))
+    }
+
+    /// Held by whoever decides who is sent on.
+    pub fn lock(&self) -> PathBuf {
+        self.folder.join(format!("{}.lock", self.name))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Files that nobody sees half of, and the clock that events are stamped by.
 
 use anyhow::{Context, Result};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,24 @@ pub fn now() -> f64 {
 ///
 /// When it can't be written.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+    write(path, contents, false)
+}
+
+/// As [`write_whole`], and on the disk when it is done: a machine that loses its power has the file as it was or as it is.
+///
+/// # Errors
+///
+/// When it can't be written.
+pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
+    write(path, contents, true)
+}
+
+fn write(path: &Path, contents: &[u8], durably: bool) -> Result<()> {
+    let fill = |part: &Path| -> std::io::Result<()> {
+        let mut file = File::create(part)?;
+        file.write_all(contents)?;
+        if durably { file.sync_all() } else { Ok(()) }
+    };
     let write = || -> std::io::Result<()> {
         let target = match path.symlink_metadata() {
             Ok(about) if about.is_symlink() => fs::canonicalize(path)?,
@@ -29,12 +48,17 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
         name.push(target.file_name().unwrap_or_default());
         name.push(format!(".{}.part", std::process::id()));
         let part = target.with_file_name(name);
-        let written = fs::write(&part, contents).and_then(|()| fs::rename(&part, &target));
+        let written = fill(&part).and_then(|()| fs::rename(&part, &target));
         if written.is_err() {
             // Nothing half-written is left behind.
             let _ = fs::remove_file(&part);
         }
-        written
+        written?;
+        if let Some(folder) = target.parent().filter(|_| durably) {
+            // The new name is the folder's to keep. Some file systems have nothing to sync of a folder, and say so.
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
     };
     write().with_context(|| format!("{}: the file can't be written", path.display()))
 }
@@ -52,7 +76,7 @@ mod tests {
         fs::write(path("target.csv"), "old").unwrap();
         symlink("target.csv", path("link.csv")).unwrap();
         write_whole(&path("data.csv"), b"new").unwrap();
-        write_whole(&path("link.csv"), b"through").unwrap();
+        write_durably(&path("link.csv"), b"through").unwrap();
         assert_eq!(fs::read_to_string(path("data.part")).unwrap(), "precious");
         assert_eq!(fs::read_to_string(path("data.csv")).unwrap(), "new");
         assert_eq!(fs::read_to_string(path("target.csv")).unwrap(), "through");

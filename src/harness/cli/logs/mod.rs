@@ -10,7 +10,7 @@ use super::runs::chosen;
 use super::table::{self, Cell, Table};
 use super::train::ORIGIN_FILE;
 use crate::export::curves::Curves;
-use crate::run::write_whole;
+use crate::run::{read_store, write_whole};
 use crate::store::{Run, Store};
 use crate::sweep::drive::now;
 use anyhow::{Context, Result, bail, ensure};
@@ -93,7 +93,7 @@ pub struct Log {
 }
 
 fn list(results: &Path) -> Result<String> {
-    let store = Store::open_read_only(results)?;
+    let store = read_store(results)?;
     let mut runs: Vec<Run> =
         store.runs()?.into_iter().filter(|run| run.started_at.is_some()).collect();
     runs.sort_by(newest_first);
@@ -127,7 +127,7 @@ fn logs(which: &Which, results: &Path) -> Result<Vec<Log>> {
         Ok(())
     };
     if which.runs.is_empty() {
-        let store = Store::open_read_only(results)?;
+        let store = read_store(results)?;
         let mut runs = store.runs()?;
         runs.retain(|run| run.started_at.is_some());
         runs.sort_by(newest_first);
@@ -155,7 +155,7 @@ fn logs(which: &Which, results: &Path) -> Result<Vec<Log>> {
                 }
             }
             None => {
-                let store = Store::open_read_only(results)?;
+                let store = read_store(results)?;
                 let runs = named(&store, name)?;
                 of_store(&mut logs, &store, runs)?;
             }

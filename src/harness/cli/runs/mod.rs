@@ -12,7 +12,7 @@ pub use show::show;
 use super::exit;
 use super::sql;
 use super::table::{self, Cell, Format, Table};
-use crate::run::status_now;
+use crate::run::{read_store, status_now};
 use crate::store::{Labels, Run, Status, Store};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -133,7 +133,7 @@ pub fn run(args: RunsArgs) -> Result<u8> {
         }
         command => (command, args.results),
     };
-    let open = || Store::open_read_only(&results);
+    let open = || read_store(&results);
     // A store is only made where something makes runs.
     let open_to_write = || open().and_then(|_| Store::open(&results));
     let text = match command {

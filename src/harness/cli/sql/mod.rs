@@ -4,6 +4,7 @@ mod parquet;
 pub mod recipes;
 
 use super::table::{self, Cell, Format, Table};
+use crate::run::read_store;
 use crate::store::Store;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -106,12 +107,12 @@ pub fn run(args: SqlArgs) -> Result<()> {
     let table = match (&args.recipe, args.query.as_deref()) {
         _ if args.recipes => recipes::list(),
         (Some(name), _) => {
-            let (recipe, store) = (recipes::find(name)?, Store::open_read_only(&args.results)?);
+            let (recipe, store) = (recipes::find(name)?, read_store(&args.results)?);
             recipe.answer(&store, &args.set)?
         }
         (None, None) => {
             // Only a store that is there is worth describing.
-            Store::open_read_only(&args.results)?;
+            read_store(&args.results)?;
             contents()
         }
         (None, Some("-")) => {
@@ -119,9 +120,9 @@ pub fn run(args: SqlArgs) -> Result<()> {
             std::io::stdin()
                 .read_to_string(&mut query)
                 .context("standard input: expected a query in UTF-8")?;
-            answer(&Store::open_read_only(&args.results)?, &query)?
+            answer(&read_store(&args.results)?, &query)?
         }
-        (None, Some(query)) => answer(&Store::open_read_only(&args.results)?, query)?,
+        (None, Some(query)) => answer(&read_store(&args.results)?, query)?,
     };
     write(&table, args.format, args.output.as_deref())
 }

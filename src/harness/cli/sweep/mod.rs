@@ -9,7 +9,7 @@ use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
-use crate::run::{find_worker, status_now};
+use crate::run::{find_worker, read_store, status_now};
 use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::code::{self, Code};
@@ -159,7 +159,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let store = Store::path(&args.places.results).is_file();
-    let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
+    let store = store.then(|| read_store(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
     if let Some(count) = args.points.top_up_seeds {
         top_up_seeds(&mut plan, count, store.as_ref(), &mut identities)?;

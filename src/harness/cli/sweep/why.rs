@@ -3,6 +3,7 @@
 use super::{Places, Settings, template_folders};
 use crate::cli::exit;
 use crate::cli::table::{Cell, Format, Table, print};
+use crate::run::read_store;
 use crate::store::{Run, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{Identified, identify};
@@ -39,7 +40,7 @@ pub fn run(args: &WhyArgs) -> Result<u8> {
         None => points.iter().collect(),
     };
     let store = Store::path(&args.places.results).is_file();
-    let store = store.then(|| Store::open_read_only(&args.places.results)).transpose()?;
+    let store = store.then(|| read_store(&args.places.results)).transpose()?;
     let finished = store.as_ref().map(Finished::of).transpose()?.unwrap_or_default();
     let mut text = String::new();
     let mut done = 0;

@@ -1,11 +1,12 @@
 //! `fathom top`: the runs at work, live in the terminal.
 //!
-//! It reads the runs' folders and the store, and writes neither: any number may look on, from any host that sees the folder.
+//! It reads the runs' folders and the store; any number may look on, from any host that sees the folder.
 
 mod state;
 mod view;
 
 use super::runs::known_sweep;
+use crate::run::read_store;
 use crate::store::Store;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -46,6 +47,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 ///
 /// When standard output is no terminal, or the store can't be read.
 pub fn run(args: TopArgs) -> Result<()> {
+    // What ended before is set right once; what ends from now on is looked at in the runs' folders.
+    drop(read_store(&args.results)?);
     let store = Store::open_read_only(&args.results)?;
     if let Some(sweep) = &args.sweep {
         known_sweep(&store, sweep)?;

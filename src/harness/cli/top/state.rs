@@ -1,6 +1,6 @@
 //! What is shown of each run, taken from the store and from what its log has gained since.
 
-use crate::run::is_held;
+use crate::run::status_now;
 use crate::store::{Run, Status, Store};
 use anyhow::Result;
 use fathom_spec::record::{EventKind, RunId, RunPaths, read_events};
@@ -81,10 +81,7 @@ impl State {
         self.counts.clear();
         for run in runs {
             let paths = RunPaths::in_results(store.results(), &run.run_id);
-            let status = match run.status {
-                Status::Running if !is_held(&paths) => Status::Lost,
-                status => status,
-            };
+            let status = status_now(store.results(), &run.run_id, run.status);
             *self.counts.entry(status.name()).or_default() += 1;
             if status == Status::Running || (self.all && run.started_at.is_some()) {
                 let live = self.live(&run, &paths)?;

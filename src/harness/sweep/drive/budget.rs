@@ -17,13 +17,8 @@ pub(super) struct Spent {
 impl Spent {
     /// What the points of a sweep have taken so far.
     pub fn so_far(store: &Store, sweep: &str) -> Result<Spent> {
-        let mut spent = Spent::default();
-        for run in store.runs_of_sweep(sweep)?.iter().filter(|run| run.attempt > 0) {
-            spent.seconds += run.seconds;
-            spent.tokens += run.tokens;
-            spent.runs += 1;
-        }
-        Ok(spent)
+        let (seconds, tokens, runs) = store.taken_by_sweep(sweep)?;
+        Ok(Spent { seconds, tokens, runs })
     }
 
     /// Adds what a job has still to do. Its seconds are those of its tokens, at the pace of what was done before.

@@ -2,7 +2,7 @@
 
 use super::{Driver, Ended, Identified, Job};
 use crate::run::{self, Running, slurm};
-use crate::store::Status;
+use crate::store::{RunRecord, Status};
 use anyhow::{Result, bail};
 use fathom_spec::record::{RunPaths, STOP_AT_TOKENS};
 
@@ -68,10 +68,14 @@ impl Driver<'_> {
         }
         run::prepare(&paths, &point.point.config, &point.identity)?;
         environment.extend(job.stop_at.map(|rung| (STOP_AT_TOKENS, rung.to_string())));
-        let running = match &self.slurm {
-            Some(slurm) => Running::queued(&self.worker, paths, lock, &environment, slurm)?,
-            None => Running::start(&self.worker, paths, lock, &environment)?,
-        };
+        if let Some(slurm) = &self.slurm {
+            let queued = Running::queued(&self.worker, paths, lock, &environment, slurm)?;
+            return Ok(Start::Started(queued));
+        }
+        let last_seq = self.store.known_run(&point.run_id())?.last_seq;
+        let running = Running::start(&self.worker, paths, lock, &environment)?;
+        let config = &point.point.config;
+        self.store.begin_run(&RunRecord { identity: &point.identity, config }, last_seq)?;
         Ok(Start::Started(running))
     }
 
@@ -97,10 +101,7 @@ impl Driver<'_> {
     /// The end of a run whose log can't be read: it failed, and says how to begin it anew.
     pub(super) fn damaged(&mut self, point: &Identified, error: &anyhow::Error) -> Result<Ended> {
         let run_id = point.run_id();
-        // The way out is for who looks on: a report has what was wrong alone.
-        let error = format!("{error:#}");
-        let what = error.split("\n  help: ").next().unwrap_or(&error);
-        self.store.set_status(&run_id, Status::Failed, Some(what))?;
+        let what = run::fail_as_damaged(self.store, &run_id, error)?;
         let detail = format!(
             "{what}\n  help: put back its log from a backup, or remove runs/{run_id} of the results to begin it anew"
         );

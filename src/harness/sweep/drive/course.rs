@@ -1,17 +1,12 @@
-//! What a sweep runs, and what follows from how a run ended: each point once, a search's next probe, a ladder's next rung; and
-//! the fallback of a point whose run ran out of memory.
+//! What a sweep runs, and what follows from how a run ended: each point once, or a search's next probe (a ladder's next rung:
+//! `halved`); and the fallback of a point whose run ran out of memory.
 
-use super::conclude::passed;
 use super::{Driver, Identified, Job, identify, refuse_same_run};
 use crate::store::Status;
 use crate::sweep::Identities;
-use crate::sweep::halving::{Halving, Ladder};
 use crate::sweep::plan::{Bisect, Plan, Point};
 use crate::sweep::search::{Probe, Search};
-use anyhow::{Result, bail};
-use fathom_spec::record::RunId;
-use fathom_spec::units::Tokens;
-use rusqlite::OptionalExtension;
+use anyhow::Result;
 
 /// Decides what is run next.
 pub(super) trait Strategy {
@@ -45,6 +40,14 @@ impl<'p> Course<'p> {
         Ok(self.jobs.clone())
     }
 
+    pub fn plan(&self) -> &'p Plan {
+        self.plan
+    }
+
+    pub fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
     fn job(&self, at: usize, point: Identified, fallbacks: usize) -> Job {
         let rank = self.plan.schedule.rank(&self.plan.points[at]);
         Job { point, at, fallbacks, stop_at: None, rank }
@@ -57,7 +60,7 @@ impl<'p> Course<'p> {
 
     /// What stands in for a job whose run ran out of memory, if there is something left. A fallback that is the run of a
     /// point already answers by that one.
-    fn fallback(&mut self, driver: &mut Driver, job: &Job) -> Result<Option<Job>> {
+    pub fn fallback(&mut self, driver: &mut Driver, job: &Job) -> Result<Option<Job>> {
         let status = driver.store.status(&job.run_id())?;
         if status != Some(Status::OutOfMemory)
             || job.fallbacks >= self.plan.schedule.fallbacks.len()
@@ -78,7 +81,7 @@ impl<'p> Course<'p> {
         Ok(Some(next))
     }
 
-    fn by_fallback(&self, driver: &Driver) -> Result<usize> {
+    pub fn by_fallback(&self, driver: &Driver) -> Result<usize> {
         let mut count = 0;
         for job in self.jobs.iter().filter(|job| job.fallbacks > 0) {
             count += usize::from(driver.store.status(&job.run_id())? == Some(Status::Finished));
@@ -183,135 +186,5 @@ impl Strategy for Bisection<'_> {
 
     fn by_fallback(&self, _: &Driver) -> Result<usize> {
         Ok(0)
-    }
-}
-
-/// A ladder: points are stopped at rungs, and the best go on.
-pub(super) struct Halved<'p> {
-    course: Course<'p>,
-    halving: &'p Halving,
-    ladder: Ladder,
-    /// The job of each point as it was last, or the fallback that stands in for it.
-    now: Vec<Job>,
-}
-
-impl<'p> Halved<'p> {
-    /// Finds out how far every point is, and what is to be run. What earlier drivers decided shows in how far runs have come, so
-    /// that all of it counts before anything is decided anew. The third of the answer is the runs that need nothing now.
-    pub fn begin(
-        driver: &mut Driver,
-        course: Course<'p>,
-        halving: &'p Halving,
-    ) -> Result<(Halved<'p>, Vec<Job>, Vec<RunId>)> {
-        let plan = course.plan;
-        let most =
-            plan.points.iter().map(|p| halving.rungs_of(p.config.train.total_tokens.0).len());
-        let rungs = most.max().unwrap_or(1);
-        let ladder = Ladder::new(plan.points.len(), rungs, halving.keep);
-        let now = course.jobs.clone();
-        let mut this = Halved { course, halving, ladder, now };
-        for at in 0..this.now.len() {
-            this.now[at] = this.heading(this.now[at].clone());
-            while driver.is_done(&this.now[at]).unwrap_or(false) {
-                let job = this.now[at].clone();
-                if let Some(fallback) = this.course.fallback(driver, &job)? {
-                    this.now[at] = fallback;
-                    continue;
-                }
-                let rung = this.ladder.heading(at).expect("a point that is done was on its way");
-                this.arrived(driver, &job)?;
-                let run = driver.store.known_run(&job.run_id())?;
-                if !passed(&job, run.tokens) || job.stop_at.is_none() {
-                    break;
-                }
-                this.ladder.went_on(at, rung);
-                this.now[at] = this.heading(job);
-            }
-        }
-        this.promote();
-        let (jobs, done): (Vec<Job>, Vec<Job>) =
-            this.now.iter().cloned().partition(|job| this.ladder.heading(job.at).is_some());
-        let done = done.iter().map(Job::run_id).collect();
-        Ok((this, jobs, done))
-    }
-
-    /// The job of a point to the rung that it is on its way to.
-    fn heading(&self, job: Job) -> Job {
-        let total = job.point.point.config.train.total_tokens.0;
-        let rungs = self.halving.rungs_of(total);
-        let at = self.ladder.heading(job.at).unwrap_or(0);
-        let rung = rungs.get(at).copied().filter(|rung| *rung < total);
-        // Who is further up is begun first.
-        let mut rank = self.course.plan.schedule.rank(&self.course.plan.points[job.at]);
-        rank.push(-(at as f64));
-        Job { stop_at: rung, rank, ..job }
-    }
-
-    /// Tells the ladder how a point stands whose job has ended.
-    fn arrived(&mut self, driver: &Driver, job: &Job) -> Result<()> {
-        let run = driver.store.known_run(&job.run_id())?;
-        let at_rung = job.stop_at.is_some_and(|rung| run.tokens >= rung);
-        match run.status {
-            Status::Finished => self.ladder.reached(job.at, self.value(driver, job)?),
-            // Whatever became of it later.
-            _ if passed(job, run.tokens) => self.ladder.reached(job.at, self.value(driver, job)?),
-            Status::Stopped if at_rung => self.ladder.reached(job.at, self.value(driver, job)?),
-            Status::OutOfMemory | Status::Diverged => self.ladder.reached(job.at, f64::INFINITY),
-            Status::Failed => self.ladder.gone(job.at),
-            // It was ended from outside and comes another time: until then no rung below its own is known to be complete.
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// The metric's last value at the rung.
-    fn value(&self, driver: &Driver, job: &Job) -> Result<f64> {
-        let (metric, run) = (&self.halving.metric, job.run_id());
-        let value: Option<Option<f64>> = driver
-            .store
-            .connection()
-            .query_row(
-                "SELECT value FROM v_metrics WHERE run_id = ?1 AND key = ?2 AND step <=
-                   (SELECT min(step) FROM v_metrics WHERE run_id = ?1 AND key = 'tokens' AND value >= ?3)
-                 ORDER BY step DESC LIMIT 1",
-                rusqlite::params![run.0, metric, job.goal() as f64],
-                |row| row.get(0),
-            )
-            .optional()?;
-        let Some(value) = value else {
-            bail!(
-                "search.halving.metric: expected a scalar that every run logs before its first rung, found no `{metric}` of run \
-                 {run} by {} tokens\n  help: `loss` is logged at every step, `eval_loss.SPLIT` where the evaluated split has \
-                 text (eval.split)",
-                Tokens(job.goal())
-            );
-        };
-        Ok(value.unwrap_or(f64::NAN))
-    }
-
-    /// Sends on whoever may go on; their jobs.
-    fn promote(&mut self) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        while let Some((at, _)) = self.ladder.promote() {
-            self.now[at] = self.heading(self.now[at].clone());
-            jobs.push(self.now[at].clone());
-        }
-        jobs
-    }
-}
-
-impl Strategy for Halved<'_> {
-    fn after(&mut self, driver: &mut Driver, job: &Job) -> Result<Vec<Job>> {
-        if let Some(fallback) = self.course.fallback(driver, job)? {
-            self.now[job.at] = self.heading(fallback);
-            return Ok(vec![self.now[job.at].clone()]);
-        }
-        self.now[job.at] = job.clone();
-        self.arrived(driver, job)?;
-        Ok(self.promote())
-    }
-
-    fn by_fallback(&self, driver: &Driver) -> Result<usize> {
-        self.course.by_fallback(driver)
     }
 }

@@ -1,16 +1,19 @@
 //! Drives the points of a sweep to their ends: one process a run, several at a time, and only what is missing.
 //!
 //! [`Driver::sweep`] is the way in. What a sweep runs next is decided by its course (`course`): each point once, the probes of a
-//! search one after another, or a ladder of rungs. Each run on its way somewhere is a job (`queue`); the turn (`turn`) takes
-//! jobs off the queue while there are [`Slots`] for them and the budget (`budget`) allows it, looks after the workers, obeys
-//! Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and hands it back to the course.
+//! search one after another, or a ladder of rungs (`halved`, which keeps its `promotions`). Each run on its way somewhere is a
+//! job (`queue`); the turn (`turn`) takes jobs off the queue while there are [`Slots`] for them and the budget (`budget`) allows
+//! it, looks after the workers, obeys Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and
+//! hands it back to the course.
 //!
 //! All that is decided is in the store and the runs' logs: a driver that is killed and started again goes on from there.
 
 mod budget;
 mod conclude;
 mod course;
+mod halved;
 mod pause;
+mod promotions;
 mod queue;
 mod slots;
 mod turn;
@@ -19,12 +22,16 @@ mod wait;
 use super::Identities;
 use super::plan::{Plan, Point};
 use crate::run::slurm::Slurm;
+use crate::run::{is_held, prepare};
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
-use course::{Bisection, Course, Every, Halved};
+use course::{Bisection, Course, Every};
+use fathom_spec::config::RunConfig;
 pub use fathom_spec::record::now;
 use fathom_spec::record::{Event, RunId, RunPaths};
+use halved::Halved;
 pub use pause::{Pause, asked, go_on, pause};
+pub use promotions::Promotion;
 use queue::Job;
 use serde_json::Value;
 pub use slots::{Device, Gpu, MACHINE_VARIABLE, Machine, Predict, Slots};
@@ -241,9 +248,23 @@ impl Driver<'_> {
         self.store.upsert_sweep(&sweep, &records)
     }
 
+    /// Makes a run known: its folder first, which keeps what it is though it may never begin.
     fn record_run(&mut self, point: &Identified) -> Result<()> {
         let config = &point.point.config;
-        self.store.upsert_run(&RunRecord { identity: &point.identity, config })
+        let status = self.store.status(&point.run_id())?;
+        if !matches!(status, None | Some(Status::Planned)) {
+            return Ok(());
+        }
+        let paths = RunPaths::in_results(self.results, &point.run_id());
+        let has_begun = paths.events().exists();
+        if !has_begun && !is_held(&paths) {
+            prepare(&paths, config, &point.identity)?;
+        }
+        // What a folder says that is older than this store is what the store is to have.
+        let identity = SavedIdentity::read(&paths).unwrap_or_else(|_| point.identity.clone());
+        let begun_with = RunConfig::read(&paths.config()).ok().filter(|_| has_begun);
+        let config = begun_with.as_ref().unwrap_or(config);
+        self.store.upsert_run(&RunRecord { identity: &identity, config })
     }
 }
 

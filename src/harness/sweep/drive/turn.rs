@@ -321,9 +321,9 @@ impl<'t, 'a> Turn<'t, 'a> {
         }
         let logged = last.is_some_and(|event| event.kind.ending().is_some());
         let verdict = (!logged).then(|| worker.verdict(exit));
-        // Its lock is free from here on.
-        drop(worker);
         let ended = self.driver.conclude(&job, verdict)?;
+        // Only now is its lock free: who finds it free finds how the run ended.
+        drop(worker);
         self.driver.watcher.ended(line, &ended);
         if paused && ended.status == Status::Stopped && ended.at_rung.is_none() {
             self.driver.watcher.more(1, 0);

@@ -1,0 +1,114 @@
+//! Who was sent on from which rung: `sweeps/<name>.promotions`, read and written by who holds the sweep's lock.
+//!
+//! A promotion is written before its run begins. Whatever number of harnesses drive the sweep, and whichever of them dies, what
+//! one of them decided the next one finds. It is not forced to the disk: a machine that loses its power loses no run by it, and
+//! who has gone past a rung is known by the run itself.
+
+use anyhow::{Context, Result};
+use fathom_spec::record::{RunId, SweepPaths, write_whole};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    pub run_id: RunId,
+    /// The rung that it was sent on from, in tokens.
+    pub from_tokens: u64,
+    /// How many had reached the rung by then.
+    pub of: usize,
+    /// Which of them it was, the best being 1.
+    pub place: usize,
+}
+
+/// All decisions of a sweep so far, while nobody else can add to them.
+pub(super) struct Promotions {
+    paths: SweepPaths,
+    made: Vec<Promotion>,
+    known: HashSet<(RunId, u64)>,
+    /// Gone with the value: the kernel releases it.
+    _lock: File,
+}
+
+impl Promotions {
+    /// Waits until nobody else decides.
+    pub fn hold(paths: SweepPaths) -> Result<Promotions> {
+        let context = || format!("{}: the sweep's lock can't be taken", paths.lock().display());
+        if let Some(folder) = paths.lock().parent() {
+            std::fs::create_dir_all(folder).with_context(context)?;
+        }
+        let lock = File::create(paths.lock()).with_context(context)?;
+        // SAFETY: flock on a descriptor that `lock` owns. A signal that is heard meanwhile is no reason to give up.
+        while unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
+            let error = std::io::Error::last_os_error();
+            if error.kind() != ErrorKind::Interrupted {
+                return Err(error).with_context(context);
+            }
+        }
+        let path = paths.promotions();
+        let made: Vec<Promotion> = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| {
+                format!(
+                    "{}: expected the promotions of a sweep as JSON\n  help: remove it: who has gone past a rung is known all the same",
+                    path.display()
+                )
+            })?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        let known = made.iter().map(|one| (one.run_id.clone(), one.from_tokens)).collect();
+        Ok(Promotions { paths, made, known, _lock: lock })
+    }
+
+    /// Whether a run was sent on from a rung.
+    pub fn has(&self, run_id: &RunId, from_tokens: u64) -> bool {
+        self.known.contains(&(run_id.clone(), from_tokens))
+    }
+
+    /// Adds decisions, and keeps them before they are acted on.
+    pub fn add(&mut self, promotions: Vec<Promotion>) -> Result<()> {
+        if promotions.is_empty() {
+            return Ok(());
+        }
+        let keys = promotions.iter().map(|one| (one.run_id.clone(), one.from_tokens));
+        self.known.extend(keys);
+        self.made.extend(promotions);
+        let text = serde_json::to_string_pretty(&self.made)? + "\n";
+        write_whole(&self.paths.promotions(), text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Each reads what the one before it wrote, however many wait.
+    #[test]
+    fn one_decides_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, all) = (AtomicUsize::new(0), 8 * 20);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let paths = SweepPaths::in_results(dir.path(), "s");
+                        let mut held = Promotions::hold(paths).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        let of = held.made.len();
+                        let run_id = RunId(of.to_string());
+                        held.add(vec![Promotion { run_id, from_tokens: 7, of, place: 1 }]).unwrap();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        let held = Promotions::hold(SweepPaths::in_results(dir.path(), "s")).unwrap();
+        let counted: Vec<usize> = held.made.iter().map(|one| one.of).collect();
+        assert_eq!(counted, (0..all).collect::<Vec<_>>());
+        assert!(held.has(&RunId("0".into()), 7) && !held.has(&RunId("0".into()), 8));
+    }
+}
