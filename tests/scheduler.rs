@@ -469,7 +469,7 @@ fn mistakes_in_the_course_are_named_with_their_place() {
         ),
         (
             "search: { halving: { rungs: [100] }, bisect: {} }",
-            "search: expected a known key, found `bisect`",
+            "s.yaml:2: search: expected `bisect` or `halving`, found both",
         ),
     ];
     for (file, expected) in cases {

@@ -172,7 +172,10 @@ fn mistakes_are_named_with_their_place() {
             "axes: { train.learning_rate: [] }",
             "axes.train.learning_rate: expected at least one value, found none",
         ),
-        ("axes: { train.learning_rate: [0.1, 1e-1] }", "found two that are the same run"),
+        (
+            "axes: { train.learning_rate: [0.1, 1e-1] }",
+            "expected values that differ, found `0.1` twice",
+        ),
         (
             "set: { train.totaltokens: 4 }",
             "s.yaml:2: train: expected a known key, found `totaltokens`",

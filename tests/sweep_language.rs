@@ -3,6 +3,8 @@
 
 #[path = "sweep_language/commands.rs"]
 mod commands;
+#[path = "sweep_language/mistakes.rs"]
+mod mistakes;
 #[path = "sweep_language/schema.rs"]
 mod schema;
 #[path = "sweep_language/wandb.rs"]
@@ -84,7 +86,7 @@ when:
     assert_eq!(values(&file, "train.learning_rate"), [0.01, 0.01, 0.01, 0.5]);
 }
 
-/// In the order of the file, each seeing those before it, the complete configuration and the axes by name.
+/// Each sees those that it reads, the complete configuration and the axes by name.
 #[test]
 fn derived_values_follow_the_point() {
     let file = "
@@ -100,9 +102,39 @@ derive:
     assert_eq!(values(file, "train.learning_rate"), [0.05, 0.0125]);
     assert_eq!(values(file, "train.max_grad_norm"), [0.1, 0.5]);
     // Also what the configuration can't be complete without.
-    let file = "set: { train: { total_tokens: 0 } }\naxes: { train.micro_batch_size: [1, 2] }\n\
+    let file = "set: { model.path: m, data.corpus: random, train.sequence_length: 32, train.learning_rate: 1 }\n\
+                axes: { train.micro_batch_size: [1, 2] }\n\
                 derive: { train.total_tokens: \"train.micro_batch_size * train.sequence_length * 10\" }";
-    assert_eq!(values(file, "train.total_tokens"), [320, 640]);
+    let points = Plan::parse(Path::new("s.yaml"), file, &[], &[]).unwrap().points.into_iter();
+    let tokens: Vec<u64> = points.map(|point| point.config.train.total_tokens.0).collect();
+    assert_eq!(tokens, [320, 640]);
+}
+
+/// Whatever the order of the file: by the keys that expressions read, and by what the configuration makes of them.
+#[test]
+fn derived_values_follow_one_another() {
+    let derive = [
+        "train.max_grad_norm: 2 * train.learning_rate",
+        "train.learning_rate: train.optimizer.weight_decay / 4",
+        "train.optimizer.weight_decay: 0.1 * train.micro_batch_size",
+    ];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let lines: Vec<&str> = order.map(|at| derive[at]).to_vec();
+        let file = format!(
+            "axes: {{ train.micro_batch_size: [1, 2] }}\nderive:\n  {}\n",
+            lines.join("\n  ")
+        );
+        assert_eq!(values(&file, "train.learning_rate"), [0.025, 0.05], "{file}");
+        assert_eq!(values(&file, "train.max_grad_norm"), [0.05, 0.1], "{file}");
+    }
+    // `schedule.total_tokens` and the like are worked out by the configuration, from a key that is derived later.
+    let file = "
+derive:
+  train.max_grad_norm: train.schedule.decay_tokens / 1000
+  train.schedule: \"{'type': 'wsd', 'decay_tokens': 2000}\"
+";
+    let said = error(file);
+    assert!(said.contains("derive.train.schedule: expected a number, a word"), "{said}");
 }
 
 #[test]
