@@ -177,6 +177,34 @@ fn every_point_is_brought_to_so_many_seeds() {
     assert!(said.contains("--top-up-seeds: expected a sweep without a search"), "{said}");
 }
 
+/// Before any work, and with nothing left behind.
+#[test]
+fn a_file_where_a_folder_is_expected_is_told_at_once() {
+    let project = Project::new("axes: { train.learning_rate: [0.1] }\n");
+    std::fs::write(project.path("page.md"), "precious").unwrap();
+    let found = "page.md: expected a folder, found a file\n  help: name another folder";
+    let said = project.said(1, &["sweep", "run", "s.yaml", "--out", "page.md"], &[]);
+    assert!(said.contains(&format!("error: --out {found}")), "{said}");
+    assert!(!project.path("results").exists(), "nothing was begun");
+    project.said(0, &["sweep", "run", "s.yaml", "--out", "page.md", "--no-report"], &[]);
+    let run = project.a_run();
+    for command in [
+        vec!["report", "s", "--out", "page.md"],
+        vec!["report", "--all", "--out", "page.md"],
+        vec!["export", "csv", "--all", "--output", "page.md"],
+        vec!["reproduce", &run, "--into", "page.md"],
+    ] {
+        let said = project.said(1, &command, &[]);
+        assert!(said.contains(found), "{command:?}: {said}");
+    }
+    let said = project.said(1, &["report", "s", "--out", "page.md/reports"], &[]);
+    assert!(said.contains("page.md/reports: expected a folder, found a file at "), "{said}");
+    let train = ["train", "base.yaml", "--export", "page.md", "--results", "fresh"];
+    let said = project.said(1, &train, &[]);
+    assert!(said.contains(found) && !project.path("fresh").exists(), "{said}");
+    assert_eq!(std::fs::read_to_string(project.path("page.md")).unwrap(), "precious");
+}
+
 #[test]
 fn results_of_other_code_are_reported_and_refused_if_asked() {
     let project = Project::new("axes: { train.learning_rate: [0.1] }\nseeds: 2\n");

@@ -1,5 +1,6 @@
 //! `fathom report`: writes the report of a sweep, or of all.
 
+use super::folder::check_folder;
 use crate::report::{input::Comparison, write_report, write_reports};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -28,8 +29,9 @@ pub struct ReportArgs {
 ///
 /// # Errors
 ///
-/// As [`write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
+/// As [`write_report`], when `--out` can't be a folder, and for points that have not run to an end, unless `--allow-partial` is given.
 pub fn run(args: ReportArgs) -> Result<()> {
+    check_folder("--out", &args.out)?;
     if args.all {
         say!("{}", write_reports(&args.results, &args.out)?.display());
         return Ok(());

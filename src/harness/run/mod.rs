@@ -13,11 +13,11 @@ pub use ending::verdict;
 pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing, status_now};
 
 use crate::store::{SavedIdentity, Status};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{self, Command as Order};
 pub use fathom_spec::record::write_whole;
-use fathom_spec::record::{Event, Process, RunPaths, read_events};
+use fathom_spec::record::{Event, Process, RunPaths, read_events, way_out};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -57,14 +57,20 @@ pub fn find_worker() -> Result<PathBuf> {
 ///
 /// When a file can't be written.
 pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -> Result<()> {
-    fs::create_dir_all(paths.control())
-        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    make(&paths.control(), paths)?;
     // When the run was first planned stays what it was.
     if !paths.identity().exists() {
         identity.write(paths)?;
     }
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.
     write_whole(&paths.config(), config.to_yaml().as_bytes())
+}
+
+fn make(folder: &Path, paths: &RunPaths) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|error| {
+        let (place, help) = (paths.folder.display(), way_out(&error));
+        anyhow!("{place}: the run's folder can't be made: {error}{help}")
+    })
 }
 
 /// A run's lock. Its worker inherits it, and the kernel releases it when the supervisor and the worker are both gone: a worker
@@ -77,8 +83,7 @@ pub struct Lock(File);
 ///
 /// When the lock's file can't be opened.
 pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
-    fs::create_dir_all(&paths.folder)
-        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    make(&paths.folder, paths)?;
     // Of a task Slurm itself can be asked.
     if slurm::array_of(paths).is_none() && standing::is_elsewhere(paths) {
         return Ok(None);

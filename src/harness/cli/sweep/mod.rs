@@ -5,6 +5,7 @@ mod why;
 
 use super::course::{self, ContinueArgs, CourseArgs, PauseArgs};
 use super::exit;
+use super::folder::check_folder;
 use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
@@ -355,6 +356,9 @@ fn predicted_cells(prediction: &Prediction, format: Format) -> [Cell; 5] {
 }
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {
+    if !args.no_report {
+        check_folder("--out", &args.out)?;
+    }
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let worker = find_worker()?;
