@@ -177,6 +177,59 @@ fn every_point_is_brought_to_so_many_seeds() {
     assert!(said.contains("--top-up-seeds: expected a sweep without a search"), "{said}");
 }
 
+/// What was paid for stays in the sweep and its report, until it is left out by asking for that.
+#[test]
+fn further_seeds_stay_in_the_sweep() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nseeds: 2\n");
+    let run = |more: &[&str]| project.said(0, &[&RUN[..], more].concat(), &[]);
+    run(&["--top-up-seeds", "4"]);
+    let points = project.points();
+    assert_eq!(points.len(), 8);
+    let kept = "note: 4 points with further seeds, of an earlier --top-up-seeds 4, are kept\n  help: `seeds: 4` in s.yaml makes them \
+                its own, --top-up-seeds 4 brings new points to as many, --top-up-seeds 1 leaves them out\n";
+    for _ in 0..2 {
+        let said = run(&[]);
+        assert!(said.contains("runs: 8 done before\n") && said.contains(kept), "{said}");
+        assert_eq!(project.points(), points);
+    }
+    let said = project.said(0, &["sweep", "plan", "s.yaml", "--format", "csv"], &[]);
+    assert!(said.matches(",finished,").count() == 8 && said.contains(kept), "{said}");
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert!(said.starts_with("8 points, 8 done\n"), "{said}");
+
+    // A new point has the file's seeds, and as many as the others where they are asked for.
+    let more = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\n";
+    project.sweep(&format!("{more}seeds: 2\n"));
+    let said = run(&[]);
+    assert!(said.contains("runs: 2 finished, 8 done before\n") && said.contains(kept), "{said}");
+    project.sweep(&format!("{more}seeds: 4\n"));
+    let said = run(&[]);
+    assert!(said.contains("runs: 2 finished, 10 done before\n"), "{said}");
+    assert!(!said.contains("note:"), "{said}");
+
+    project.sweep(&format!("{more}seeds: 2\n"));
+    run(&["--top-up-seeds", "3"]);
+    assert_eq!(project.points().len(), 9);
+    run(&["--top-up-seeds", "1"]);
+    assert_eq!(project.points().len(), 6);
+    let said = run(&[]);
+    assert!(said.contains("runs: 6 done before\n") && !said.contains("note:"), "{said}");
+
+    // What has no result is begun only where it is asked for.
+    let project = Project::new("axes: { train.learning_rate: [0.1, 13] }\n");
+    project.said(3, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
+    let said = project.said(3, &RUN, &[]);
+    assert!(said.contains("note: 1 points with further seeds"), "{said}");
+    assert!(
+        said.contains(
+            "note: 1 points with further seeds, of an earlier --top-up-seeds 2, have no result and are left out\n  help: \
+             --top-up-seeds 2 goes on with them"
+        ),
+        "{said}"
+    );
+    assert_eq!(project.points().len(), 3);
+}
+
 /// Before any work, and with nothing left behind.
 #[test]
 fn a_file_where_a_folder_is_expected_is_told_at_once() {
