@@ -6,7 +6,7 @@ use super::sweep::Places;
 use crate::run::slurm::Slurm;
 use crate::store::Store;
 use crate::sweep::Identities;
-use crate::sweep::drive::{self, Machine, Pause, Slots, identify};
+use crate::sweep::drive::{self, Machine, Pause, Seconds, Slots, identify};
 use crate::sweep::plan::Plan;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -106,6 +106,15 @@ impl CourseArgs {
         };
         Ok(Some(Slots::new(machine.choose(&self.devices)?, Box::new(predict))))
     }
+}
+
+/// How long runs will take on this machine, for budgets of time.
+pub fn seconds() -> Seconds {
+    let planner = RefCell::new(Planner::default());
+    Seconds::new(Box::new(move |config: &RunConfig| {
+        let prediction = planner.borrow_mut().predict(config).ok()?;
+        Some(prediction.seconds_per_step / config.tokens_per_step() as f64)
+    }))
 }
 
 /// `fathom sweep pause`.

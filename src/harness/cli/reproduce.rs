@@ -71,6 +71,7 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
         worker,
         jobs: 1,
         slots: None,
+        seconds: None,
         slurm: None,
         again: Vec::new(),
         store: &mut new_store,

@@ -112,6 +112,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
         worker,
         jobs: 1,
         slots: None,
+        seconds: None,
         slurm: None,
         again: args.again.clone(),
         store: &mut store,

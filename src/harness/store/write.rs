@@ -7,6 +7,7 @@ use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// A sweep, as it was planned.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +18,8 @@ pub struct SweepRecord {
     pub file: String,
     /// The comment that opens the file.
     pub question: Option<String>,
-    /// The sweep file as JSON: axes, search, eval, report.
+    /// The sweep file as JSON: axes, search, eval, report. Beside them `command_line` has what was laid over it, and in the store
+    /// `earlier_runs` the runs of points that the sweep has no more.
     pub spec: Value,
     /// Seconds since 1970-01-01 UTC.
     pub planned_at: f64,
@@ -97,13 +99,14 @@ impl Store {
         self.hold_file()?;
         let context = || format!("sweep {}: can't be recorded", sweep.name);
         self.in_transaction(|transaction| {
+            let spec = with_earlier_runs(transaction, sweep, points).with_context(context)?;
             let id: i64 = transaction
                 .query_row(
                     "INSERT INTO sweeps (name, file, question, spec, planned_at) VALUES (?1, ?2, ?3, ?4, ?5)
                      ON CONFLICT (name) DO UPDATE SET file = excluded.file, question = excluded.question,
                        spec = excluded.spec, planned_at = excluded.planned_at
                      RETURNING id",
-                    params![sweep.name, sweep.file, sweep.question, sweep.spec.to_string(), sweep.planned_at],
+                    params![sweep.name, sweep.file, sweep.question, spec.to_string(), sweep.planned_at],
                     |row| row.get(0),
                 )
                 .with_context(context)?;
@@ -160,6 +163,36 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// Where a stored sweep names the runs of points that it has no more: what they took counts in its budget.
+const EARLIER_RUNS: &str = "earlier_runs";
+
+/// What a sweep's row is to say, with the runs of those points that it had and that are not among the new ones.
+fn with_earlier_runs(
+    connection: &Connection,
+    sweep: &SweepRecord,
+    points: &[PointRecord],
+) -> Result<Value> {
+    let mut known = connection.prepare_cached(
+        "SELECT r.run_id FROM runs r WHERE r.run_id IN (
+           SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
+           UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
+         ) ORDER BY r.id",
+    )?;
+    let now: HashSet<&str> = points.iter().map(|point| point.run_id.0.as_str()).collect();
+    let mut earlier: Vec<String> = known
+        .query_map([&sweep.name], |row| row.get::<_, String>(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    earlier.retain(|run| !now.contains(run.as_str()));
+    let mut spec = sweep.spec.clone();
+    if let Value::Object(spec) = &mut spec {
+        spec.remove(EARLIER_RUNS);
+        if !earlier.is_empty() {
+            spec.insert(EARLIER_RUNS.to_string(), earlier.into());
+        }
+    }
+    Ok(spec)
 }
 
 /// Makes a run known, with the number `id` where one is given, and says its number where it was written.

@@ -363,6 +363,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         worker,
         jobs: args.course.jobs(),
         slots: args.course.slots()?,
+        seconds: Some(course::seconds()),
         slurm: args.course.slurm(&args.places.results)?,
         again: args.again.clone(),
         store: &mut store,

@@ -21,6 +21,7 @@ use super::plan::{Plan, Point};
 use crate::run::slurm::Slurm;
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
+pub use budget::Seconds;
 use course::{Bisection, Course, Every, Halved};
 pub use fathom_spec::record::now;
 use fathom_spec::record::{Event, RunId, RunPaths};
@@ -41,6 +42,8 @@ pub struct Driver<'a> {
     pub jobs: usize,
     /// What runs are placed on; without it every run finds its device by itself.
     pub slots: Option<Slots>,
+    /// How long runs will take, for a budget of time; without it they are taken to be as quick as those before.
+    pub seconds: Option<Seconds>,
     /// The cluster's queue that runs are submitted to; without it they are processes of this machine.
     pub slurm: Option<Slurm>,
     /// Results that are not to be kept but made again: a run that ran out of memory beside others may fit alone.
