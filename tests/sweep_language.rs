@@ -169,6 +169,34 @@ constraints:
     );
 }
 
+/// Whoever copies the README's blocks has a sweep: its base, its file, and each block of further keys beside the axes.
+#[test]
+fn the_readmes_sweep_files_are_right() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let blocks: Vec<&str> =
+        readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let with = |text: &str| *blocks.iter().find(|block| block.contains(text)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mine.yaml"), with("corpus: texts/")).unwrap();
+    let check = |text: &str| {
+        let path = dir.path().join("my_sweep.yaml");
+        match Plan::parse(&path, text, &[], &[]).and_then(|plan| plan.foreseen()) {
+            Ok(points) => points.len(),
+            Err(error) => panic!("{text}\n{error:#}"),
+        }
+    };
+    let file = with("name: my_sweep");
+    assert_eq!(check(file), 12);
+    let (head, axes) = file.split_once("axes:").unwrap();
+    let (axes, report) = axes.split_once("seeds: 3\n").unwrap();
+    let (lists, search) = with("zip:").split_once("search:").unwrap();
+    assert_eq!(check(&format!("{head}axes:{axes}{report}{lists}")), 6);
+    assert_eq!(check(&format!("{head}axes:{axes}search:{search}")), 4 * 4);
+    assert_eq!(check(&format!("{head}{}", with("random: {"))), 20);
+    assert_eq!(check(&format!("{file}{}", with("halving: {"))), 12);
+}
+
 #[test]
 fn the_line_for_editors_is_no_part_of_the_question() {
     let text = "# yaml-language-server: $schema=sweep.schema.json\n# Which is\n# best?\n# fathom sweep run s.yaml\n";
