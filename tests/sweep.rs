@@ -195,7 +195,7 @@ fn mistakes_are_named_with_their_place() {
         ),
         (
             "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rate: 3 }]",
-            "s.yaml:3: exclude: expected a pattern that some point matches, found none that does",
+            "s.yaml:3: exclude: expected a value of the axis `train.learning_rate`, found `3`\n  help: its values: 1, 2",
         ),
         (
             "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rte: 2 }]",

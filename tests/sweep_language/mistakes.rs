@@ -226,6 +226,11 @@ fn conditions_that_never_hold_are_refused() {
             "axes: { a: { x: {}, y: { train.max_grad_norm: 3 } } }\nexclude: [{ a: z }]",
             "s.yaml:3: exclude: expected a value of the axis `a`, found `z`\n  help: its values: x, y",
         ),
+        (
+            "axes: { train.micro_batch_size: [1, 2], train.max_grad_norm: [1, 2] }\nzip: [train.micro_batch_size, train.max_grad_norm]\n\
+             exclude: [{ train.micro_batch_size: 1, train.max_grad_norm: 2 }]",
+            "s.yaml:4: exclude: expected a pattern that some point matches, found none that does",
+        ),
         ("axes: { a: { x: {} } }\nexclude: [{}]", "s.yaml:3: exclude: expected at least one axis"),
         (
             "axes: { train.micro_batch_size: [1, 2] }\nexclude: [{ train.micro_batch_size: [1, 2] }]",
