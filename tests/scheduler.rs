@@ -266,6 +266,14 @@ fn a_budget_counts_what_an_edited_sweep_took_before() {
             ),
         "{said}"
     );
+    let output = project.fathom(&scripted(), &["sweep", "plan", "s.yaml"]).output().unwrap();
+    let plan = text(&output.stdout);
+    assert!(
+        plan.contains(
+            "budget: 4000 tokens, 9 runs; 3840 of 4000 tokens and 3 of 9 runs are spent\n"
+        ),
+        "{plan}"
+    );
     // Also by way of a third plan, and of a database that was made anew.
     project.sweep(&edited.replace("[0.3, 0.4]", "[0.5]"));
     let output = project.fathom(&scripted(), &["db", "rebuild"]).output().unwrap();

@@ -188,8 +188,12 @@ pub fn fallback(
     Ok(said)
 }
 
-/// What the plan says of halving, fallbacks and the budget.
-pub fn print(plan: &Plan) {
+/// What the plan says of halving, fallbacks and the budget, with what of it the sweep has taken by now.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn print(plan: &Plan, store: Option<&Store>) -> Result<()> {
     if let Some(halving) = &plan.halving {
         let rungs: Vec<String> = halving.rungs.iter().map(|r| Tokens(*r).to_string()).collect();
         say!(
@@ -210,6 +214,9 @@ pub fn print(plan: &Plan) {
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
-        say!("budget: {}", parts.join(", "));
+        let spent = store.map(|store| drive::spent(plan, store)).transpose()?;
+        let spent = spent.map(|spent| format!("; {spent}")).unwrap_or_default();
+        say!("budget: {}{spent}", parts.join(", "));
     }
+    Ok(())
 }

@@ -222,7 +222,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         match &plan.search {
             Some(search) => print_search(&plan, search, &mut planner)?,
             None => {
-                course::print(&plan);
+                course::print(&plan, store.as_ref())?;
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
                 say!("{} points, {} tokens in all", points.len(), Tokens(total));
                 if plan.left_out > 0 {

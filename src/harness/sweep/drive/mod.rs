@@ -250,6 +250,16 @@ impl Driver<'_> {
     }
 }
 
+/// What a sweep has taken of its budget so far, in words.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn spent(plan: &Plan, store: &Store) -> Result<String> {
+    let spent = budget::Spent::so_far(store, &plan.name)?;
+    Ok(budget::words(&plan.schedule.budget, &spent))
+}
+
 /// The last checkpoint of a finished run.
 ///
 /// # Errors

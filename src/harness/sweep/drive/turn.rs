@@ -366,10 +366,8 @@ impl<'t, 'a> Turn<'t, 'a> {
         self.summary.reused = self.reused.iter().filter(|run| !now.contains(run)).count();
         self.summary.by_fallback = self.strategy.by_fallback(self.driver)?;
         let Some(plan) = self.plan else { return Ok(self.summary) };
-        let budget = &plan.schedule.budget;
-        if *budget != Budget::default() {
-            let spent = budget::Spent::so_far(self.driver.store, &plan.name)?;
-            self.summary.budget = Some(budget::words(budget, &spent));
+        if plan.schedule.budget != Budget::default() {
+            self.summary.budget = Some(super::spent(plan, self.driver.store)?);
         }
         Ok(self.summary)
     }
