@@ -127,14 +127,23 @@ fn derived_values_follow_one_another() {
         assert_eq!(values(&file, "train.learning_rate"), [0.025, 0.05], "{file}");
         assert_eq!(values(&file, "train.max_grad_norm"), [0.05, 0.1], "{file}");
     }
-    // `schedule.total_tokens` and the like are worked out by the configuration, from a key that is derived later.
+    // The base says how many steps there are, and the configuration makes tokens of them: also of those that are derived.
+    let dir = tempfile::tempdir().unwrap();
+    let base = BASE.replace("total_tokens: 1280", "max_steps: 10");
+    std::fs::write(dir.path().join("base.yaml"), base).unwrap();
     let file = "
+base: base.yaml
+axes: { train.micro_batch_size: [1, 2] }
 derive:
-  train.max_grad_norm: train.schedule.decay_tokens / 1000
-  train.schedule: \"{'type': 'wsd', 'decay_tokens': 2000}\"
+  train.schedule.warmup_tokens: train.total_tokens / 4
+  train.max_steps: 20 * train.micro_batch_size
 ";
-    let said = error(file);
-    assert!(said.contains("derive.train.schedule: expected a number, a word"), "{said}");
+    let points = Plan::parse(&dir.path().join("s.yaml"), file, &[], &[]).unwrap().points;
+    let tokens = |point: &fathom::sweep::plan::Point| {
+        let train = &point.config.train;
+        (train.total_tokens.0, train.schedule.warmup_tokens.0)
+    };
+    assert_eq!(points.iter().map(tokens).collect::<Vec<_>>(), [(640, 160), (2560, 640)]);
 }
 
 #[test]
