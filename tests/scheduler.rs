@@ -250,6 +250,103 @@ fn a_budget_begins_nothing_that_would_exceed_it() {
     assert_eq!(ask(&project, "SELECT count(*) FROM v_runs WHERE status = 'finished'"), ["4"]);
 }
 
+/// A budget is the sweep's, by its name: what it took for points that it has no more counts.
+#[test]
+fn a_budget_counts_what_an_edited_sweep_took_before() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    run(&project, &[], &[]);
+    let edited = "axes: { train.learning_rate: [0.3, 0.4] }\nbudget: { tokens: 4000, runs: 9 }\n";
+    project.sweep(edited);
+    let said = run(&project, &[], &[]);
+    assert!(
+        said.contains("runs: 1 finished\n")
+            && said.contains(
+                "budget: 3840 of 4000 tokens and 3 of 9 runs are spent; a run was not begun"
+            ),
+        "{said}"
+    );
+    let output = project.fathom(&scripted(), &["sweep", "plan", "s.yaml"]).output().unwrap();
+    let plan = text(&output.stdout);
+    assert!(
+        plan.contains(
+            "budget: 4000 tokens, 9 runs; 3840 of 4000 tokens and 3 of 9 runs are spent\n"
+        ),
+        "{plan}"
+    );
+    // Also by way of a third plan, and of a database that was made anew.
+    project.sweep(&edited.replace("[0.3, 0.4]", "[0.5]"));
+    let output = project.fathom(&scripted(), &["db", "rebuild"]).output().unwrap();
+    exits(&output, 0);
+    let said = run(&project, &[], &[]);
+    assert!(said.contains("runs: none\n") && said.contains("3840 of 4000 tokens"), "{said}");
+    project.sweep(&edited.replace("4000", "6K"));
+    let said = run(&project, &[], &[]);
+    assert!(said.contains("runs: 1 finished, 1 done before\n"), "{said}");
+    assert!(said.contains("5120 of 6000 tokens and 4 of 9 runs are spent\n"), "{said}");
+    // Another name is another sweep, and what it has done before is what its points have.
+    project.sweep(&format!("name: t\n{edited}"));
+    let said = run(&project, &[], &[]);
+    assert!(said.contains("budget: 2560 of 4000 tokens and 2 of 9 runs are spent\n"), "{said}");
+}
+
+/// Two harnesses look at one account, and neither begins what the other has begun the last of.
+#[test]
+fn harnesses_share_a_budget() {
+    let grid = "axes: { train.learning_rate: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8] }\n";
+    for (budget, spent) in [
+        ("{ tokens: 4000 }", "3840 of 4000 tokens are spent; "),
+        ("{ runs: 3 }", "3 of 3 runs are spent; "),
+    ] {
+        let project = Project::new();
+        project.sweep(&format!("{grid}budget: {budget}\n"));
+        let begin = || {
+            let arguments = ["sweep", "run", "s.yaml", "--jobs", "2", "--no-report"];
+            project.fathom(&scripted(), &arguments).env("SCRIPT_STEP_MS", "10").spawn().unwrap()
+        };
+        let harnesses = [begin(), begin()];
+        let said = harnesses.map(|harness| {
+            let output = harness.wait_with_output().unwrap();
+            exits(&output, 0);
+            text(&output.stdout)
+        });
+        assert!(said.iter().any(|said| said.contains(spent)), "{said:?}");
+        assert_eq!(
+            ask(&project, "SELECT count(*) FROM runs WHERE attempt > 0 AND status = 'finished'"),
+            ["3"],
+            "{said:?}"
+        );
+    }
+}
+
+/// Before any run has shown how long it takes, the prediction stands for it; then what they take really.
+#[test]
+fn a_budget_of_time_holds_back_the_first_runs_too() {
+    let project = Project::new();
+    let base = std::fs::read_to_string(project.path("base.yaml")).unwrap();
+    let large = base
+        .replace("hidden_size: 32", "hidden_size: 4096")
+        .replace("num_hidden_layers: 2", "num_hidden_layers: 8");
+    assert_ne!(large, base);
+    std::fs::write(project.path("base.yaml"), large).unwrap();
+    let output = project.fathom(&engine(), &["plan", "base.yaml", "--json"]).output().unwrap();
+    exits(&output, 0);
+    let predicted: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of_run = 20.0 * predicted["seconds_per_step"].as_f64().unwrap();
+    assert!(of_run > 2.0, "{of_run} s are too near to what the script takes");
+    let budget = 1.5 * of_run;
+    project.sweep(&format!(
+        "axes: {{ train.learning_rate: [0.1, 0.2, 0.3, 0.4] }}\nbudget: {{ seconds: {budget} }}\n"
+    ));
+    let said = run(&project, &["--jobs", "4"], &[("SCRIPT_STEP_MS", "5")]);
+    assert!(said.contains("runs: 4 finished\n"), "{said}");
+    let times = ask(&project, "SELECT started_at, ended_at FROM runs ORDER BY started_at");
+    let times: Vec<Vec<f64>> =
+        times.iter().map(|row| row.split(',').map(|x| x.parse().unwrap()).collect()).collect();
+    assert!(times[0][1] <= times[1][0], "the first run is alone: {times:?}");
+    assert!(times[2][0] < times[1][1], "the others go side by side: {times:?}");
+}
+
 #[test]
 fn priorities_order_the_queue() {
     let project = Project::new();
@@ -469,7 +566,7 @@ fn mistakes_in_the_course_are_named_with_their_place() {
         ),
         (
             "search: { halving: { rungs: [100] }, bisect: {} }",
-            "search: expected a known key, found `bisect`",
+            "s.yaml:2: search: expected `bisect` or `halving`, found both",
         ),
     ];
     for (file, expected) in cases {

@@ -172,7 +172,10 @@ fn mistakes_are_named_with_their_place() {
             "axes: { train.learning_rate: [] }",
             "axes.train.learning_rate: expected at least one value, found none",
         ),
-        ("axes: { train.learning_rate: [0.1, 1e-1] }", "found two that are the same run"),
+        (
+            "axes: { train.learning_rate: [0.1, 1e-1] }",
+            "expected values that differ, found `0.1` twice",
+        ),
         (
             "set: { train.totaltokens: 4 }",
             "s.yaml:2: train: expected a known key, found `totaltokens`",
@@ -192,7 +195,7 @@ fn mistakes_are_named_with_their_place() {
         ),
         (
             "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rate: 3 }]",
-            "s.yaml:3: exclude: expected a pattern that some point matches, found none that does",
+            "s.yaml:3: exclude: expected a value of the axis `train.learning_rate`, found `3`\n  help: its values: 1, 2",
         ),
         (
             "axes: { train.learning_rate: [1, 2] }\nexclude: [{ train.learning_rte: 2 }]",
@@ -302,6 +305,7 @@ fn every_experiment_of_the_repository_has_a_plan() {
             "engines_bfloat16: 6",
             "learning_rate: 18",
             "memory_ladder: 10",
+            "million_tokens: 2",
             "plain_context_ceiling: 1",
             "rope_variants: 15",
             "streamed_context_ceiling: 1",

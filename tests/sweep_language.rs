@@ -3,6 +3,8 @@
 
 #[path = "sweep_language/commands.rs"]
 mod commands;
+#[path = "sweep_language/mistakes.rs"]
+mod mistakes;
 #[path = "sweep_language/schema.rs"]
 mod schema;
 #[path = "sweep_language/wandb.rs"]
@@ -84,7 +86,7 @@ when:
     assert_eq!(values(&file, "train.learning_rate"), [0.01, 0.01, 0.01, 0.5]);
 }
 
-/// In the order of the file, each seeing those before it, the complete configuration and the axes by name.
+/// Each sees those that it reads, the complete configuration and the axes by name.
 #[test]
 fn derived_values_follow_the_point() {
     let file = "
@@ -100,9 +102,48 @@ derive:
     assert_eq!(values(file, "train.learning_rate"), [0.05, 0.0125]);
     assert_eq!(values(file, "train.max_grad_norm"), [0.1, 0.5]);
     // Also what the configuration can't be complete without.
-    let file = "set: { train: { total_tokens: 0 } }\naxes: { train.micro_batch_size: [1, 2] }\n\
+    let file = "set: { model.path: m, data.corpus: random, train.sequence_length: 32, train.learning_rate: 1 }\n\
+                axes: { train.micro_batch_size: [1, 2] }\n\
                 derive: { train.total_tokens: \"train.micro_batch_size * train.sequence_length * 10\" }";
-    assert_eq!(values(file, "train.total_tokens"), [320, 640]);
+    let points = Plan::parse(Path::new("s.yaml"), file, &[], &[]).unwrap().points.into_iter();
+    let tokens: Vec<u64> = points.map(|point| point.config.train.total_tokens.0).collect();
+    assert_eq!(tokens, [320, 640]);
+}
+
+/// Whatever the order of the file: by the keys that expressions read, and by what the configuration makes of them.
+#[test]
+fn derived_values_follow_one_another() {
+    let derive = [
+        "train.max_grad_norm: 2 * train.learning_rate",
+        "train.learning_rate: train.optimizer.weight_decay / 4",
+        "train.optimizer.weight_decay: 0.1 * train.micro_batch_size",
+    ];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let lines: Vec<&str> = order.map(|at| derive[at]).to_vec();
+        let file = format!(
+            "axes: {{ train.micro_batch_size: [1, 2] }}\nderive:\n  {}\n",
+            lines.join("\n  ")
+        );
+        assert_eq!(values(&file, "train.learning_rate"), [0.025, 0.05], "{file}");
+        assert_eq!(values(&file, "train.max_grad_norm"), [0.05, 0.1], "{file}");
+    }
+    // The base says how many steps there are, and the configuration makes tokens of them: also of those that are derived.
+    let dir = tempfile::tempdir().unwrap();
+    let base = BASE.replace("total_tokens: 1280", "max_steps: 10");
+    std::fs::write(dir.path().join("base.yaml"), base).unwrap();
+    let file = "
+base: base.yaml
+axes: { train.micro_batch_size: [1, 2] }
+derive:
+  train.schedule.warmup_tokens: train.total_tokens / 4
+  train.max_steps: 20 * train.micro_batch_size
+";
+    let points = Plan::parse(&dir.path().join("s.yaml"), file, &[], &[]).unwrap().points;
+    let tokens = |point: &fathom::sweep::plan::Point| {
+        let train = &point.config.train;
+        (train.total_tokens.0, train.schedule.warmup_tokens.0)
+    };
+    assert_eq!(points.iter().map(tokens).collect::<Vec<_>>(), [(640, 160), (2560, 640)]);
 }
 
 #[test]
@@ -135,6 +176,34 @@ constraints:
             "sequence_length=64 micro_batch_size=1"
         ]
     );
+}
+
+/// Whoever copies the README's blocks has a sweep: its base, its file, and each block of further keys beside the axes.
+#[test]
+fn the_readmes_sweep_files_are_right() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let blocks: Vec<&str> =
+        readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let with = |text: &str| *blocks.iter().find(|block| block.contains(text)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mine.yaml"), with("corpus: texts/")).unwrap();
+    let check = |text: &str| {
+        let path = dir.path().join("my_sweep.yaml");
+        match Plan::parse(&path, text, &[], &[]).and_then(|plan| plan.foreseen()) {
+            Ok(points) => points.len(),
+            Err(error) => panic!("{text}\n{error:#}"),
+        }
+    };
+    let file = with("name: my_sweep");
+    assert_eq!(check(file), 12);
+    let (head, axes) = file.split_once("axes:").unwrap();
+    let (axes, report) = axes.split_once("seeds: 3\n").unwrap();
+    let (lists, search) = with("zip:").split_once("search:").unwrap();
+    assert_eq!(check(&format!("{head}axes:{axes}{report}{lists}")), 6);
+    assert_eq!(check(&format!("{head}axes:{axes}search:{search}")), 4 * 4);
+    assert_eq!(check(&format!("{head}{}", with("random: {"))), 20);
+    assert_eq!(check(&format!("{file}{}", with("halving: {"))), 12);
 }
 
 #[test]

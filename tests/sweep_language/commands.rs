@@ -177,6 +177,87 @@ fn every_point_is_brought_to_so_many_seeds() {
     assert!(said.contains("--top-up-seeds: expected a sweep without a search"), "{said}");
 }
 
+/// What was paid for stays in the sweep and its report, until it is left out by asking for that.
+#[test]
+fn further_seeds_stay_in_the_sweep() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nseeds: 2\n");
+    let run = |more: &[&str]| project.said(0, &[&RUN[..], more].concat(), &[]);
+    run(&["--top-up-seeds", "4"]);
+    let points = project.points();
+    assert_eq!(points.len(), 8);
+    let kept = "note: 4 points with further seeds, of an earlier --top-up-seeds 4, are kept\n  help: `seeds: 4` in s.yaml makes them \
+                its own, --top-up-seeds 4 brings new points to as many, --top-up-seeds 1 leaves them out\n";
+    for _ in 0..2 {
+        let said = run(&[]);
+        assert!(said.contains("runs: 8 done before\n") && said.contains(kept), "{said}");
+        assert_eq!(project.points(), points);
+    }
+    let said = project.said(0, &["sweep", "plan", "s.yaml", "--format", "csv"], &[]);
+    assert!(said.matches(",finished,").count() == 8 && said.contains(kept), "{said}");
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert!(said.starts_with("8 points, 8 done\n"), "{said}");
+
+    // A new point has the file's seeds, and as many as the others where they are asked for.
+    let more = "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\n";
+    project.sweep(&format!("{more}seeds: 2\n"));
+    let said = run(&[]);
+    assert!(said.contains("runs: 2 finished, 8 done before\n") && said.contains(kept), "{said}");
+    project.sweep(&format!("{more}seeds: 4\n"));
+    let said = run(&[]);
+    assert!(said.contains("runs: 2 finished, 10 done before\n"), "{said}");
+    assert!(!said.contains("note:"), "{said}");
+
+    project.sweep(&format!("{more}seeds: 2\n"));
+    run(&["--top-up-seeds", "3"]);
+    assert_eq!(project.points().len(), 9);
+    run(&["--top-up-seeds", "1"]);
+    assert_eq!(project.points().len(), 6);
+    let said = run(&[]);
+    assert!(said.contains("runs: 6 done before\n") && !said.contains("note:"), "{said}");
+
+    // What has no result is begun only where it is asked for.
+    let project = Project::new("axes: { train.learning_rate: [0.1, 13] }\n");
+    project.said(3, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
+    let said = project.said(3, &RUN, &[]);
+    assert!(said.contains("note: 1 points with further seeds"), "{said}");
+    assert!(
+        said.contains(
+            "note: 1 points with further seeds, of an earlier --top-up-seeds 2, have no result and are left out\n  help: \
+             --top-up-seeds 2 goes on with them"
+        ),
+        "{said}"
+    );
+    assert_eq!(project.points().len(), 3);
+}
+
+/// Before any work, and with nothing left behind.
+#[test]
+fn a_file_where_a_folder_is_expected_is_told_at_once() {
+    let project = Project::new("axes: { train.learning_rate: [0.1] }\n");
+    std::fs::write(project.path("page.md"), "precious").unwrap();
+    let found = "page.md: expected a folder, found a file\n  help: name another folder";
+    let said = project.said(1, &["sweep", "run", "s.yaml", "--out", "page.md"], &[]);
+    assert!(said.contains(&format!("error: --out {found}")), "{said}");
+    assert!(!project.path("results").exists(), "nothing was begun");
+    project.said(0, &["sweep", "run", "s.yaml", "--out", "page.md", "--no-report"], &[]);
+    let run = project.a_run();
+    for command in [
+        vec!["report", "s", "--out", "page.md"],
+        vec!["report", "--all", "--out", "page.md"],
+        vec!["export", "csv", "--all", "--output", "page.md"],
+        vec!["reproduce", &run, "--into", "page.md"],
+    ] {
+        let said = project.said(1, &command, &[]);
+        assert!(said.contains(found), "{command:?}: {said}");
+    }
+    let said = project.said(1, &["report", "s", "--out", "page.md/reports"], &[]);
+    assert!(said.contains("page.md/reports: expected a folder, found a file at "), "{said}");
+    let train = ["train", "base.yaml", "--export", "page.md", "--results", "fresh"];
+    let said = project.said(1, &train, &[]);
+    assert!(said.contains(found) && !project.path("fresh").exists(), "{said}");
+    assert_eq!(std::fs::read_to_string(project.path("page.md")).unwrap(), "precious");
+}
+
 #[test]
 fn results_of_other_code_are_reported_and_refused_if_asked() {
     let project = Project::new("axes: { train.learning_rate: [0.1] }\nseeds: 2\n");

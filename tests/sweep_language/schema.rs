@@ -57,6 +57,10 @@ fn mistake(value: &Value, schema: &Value, root: &Value, at: &str) -> Option<Stri
                 .as_array()
                 .filter(|list| list.len() < count(argument))
                 .map(|_| format!("{at}: too few items")),
+            "minProperties" => value
+                .as_object()
+                .filter(|map| map.len() < count(argument))
+                .map(|_| format!("{at}: too few keys")),
             "maxItems" => value
                 .as_array()
                 .filter(|list| list.len() > count(argument))
@@ -123,6 +127,28 @@ fn every_experiment_is_as_the_schema_says() {
     for file in files {
         let found = of(&std::fs::read_to_string(&file).unwrap(), &schema);
         assert_eq!(found, None, "{}", file.display());
+    }
+}
+
+/// Editors read the one beside the files, as the line at the head of each says.
+#[test]
+fn the_schema_beside_the_experiments_is_todays() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments");
+    let text = std::fs::read_to_string(folder.join("sweep.schema.json")).unwrap();
+    let command = assert_cmd::cargo::cargo_bin!("fathom");
+    let output = std::process::Command::new(command).args(["sweep", "schema"]).output().unwrap();
+    assert!(
+        text == String::from_utf8(output.stdout).unwrap(),
+        "expected experiments/sweep.schema.json as `fathom sweep schema` prints it, found another\n  help: cargo run --release \
+         --bin fathom sweep schema > experiments/sweep.schema.json"
+    );
+    assert!(text.len() < 120_000, "{}", text.len());
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "yaml") {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let line = "# yaml-language-server: $schema=sweep.schema.json\n";
+            assert!(text.starts_with(line), "{}", entry.path().display());
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::run::read_store;
 use crate::run::slurm::Slurm;
 use crate::store::Store;
 use crate::sweep::Identities;
-use crate::sweep::drive::{self, Machine, Pause, Slots, identify};
+use crate::sweep::drive::{self, Machine, Pause, Seconds, Slots, identify};
 use crate::sweep::plan::Plan;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -109,6 +109,15 @@ impl CourseArgs {
     }
 }
 
+/// How long runs will take on this machine, for budgets of time.
+pub fn seconds() -> Seconds {
+    let planner = RefCell::new(Planner::default());
+    Seconds::new(Box::new(move |config: &RunConfig| {
+        let prediction = planner.borrow_mut().predict(config).ok()?;
+        Some(prediction.seconds_per_step / config.tokens_per_step() as f64)
+    }))
+}
+
 /// `fathom sweep pause`.
 ///
 /// # Errors
@@ -180,8 +189,12 @@ pub fn fallback(
     Ok(said)
 }
 
-/// What the plan says of halving, fallbacks and the budget.
-pub fn print(plan: &Plan) {
+/// What the plan says of halving, fallbacks and the budget, with what of it the sweep has taken by now.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn print(plan: &Plan, store: Option<&Store>) -> Result<()> {
     if let Some(halving) = &plan.halving {
         let rungs: Vec<String> = halving.rungs.iter().map(|r| Tokens(*r).to_string()).collect();
         say!(
@@ -202,6 +215,9 @@ pub fn print(plan: &Plan) {
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
-        say!("budget: {}", parts.join(", "));
+        let spent = store.map(|store| drive::spent(plan, store)).transpose()?;
+        let spent = spent.map(|spent| format!("; {spent}")).unwrap_or_default();
+        say!("budget: {}{spent}", parts.join(", "));
     }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `fathom export`: runs in the formats of other programs, and as tables.
 
+use super::folder::check_folder;
 use super::runs::chosen;
 use super::sql::{self, SqlFormat};
 use crate::export::curves::Curves;
@@ -55,6 +56,7 @@ pub enum ExportFormat {
 ///
 /// When there is no such run or sweep, or the folder can't be written.
 pub fn run(args: ExportArgs) -> Result<()> {
+    check_folder("--output", &args.output)?;
     let store = read_store(&args.results)?;
     let runs = match args.all {
         true => store.runs()?,

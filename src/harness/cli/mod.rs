@@ -29,6 +29,7 @@ mod edit;
 mod engine;
 pub mod exit;
 mod export;
+mod folder;
 mod graph;
 pub mod logs;
 mod ls;

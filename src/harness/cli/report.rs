@@ -1,5 +1,6 @@
 //! `fathom report`: writes the report of a sweep, or of all.
 
+use super::folder::check_folder;
 use crate::report::input::{Comparison, names, sweeps};
 use crate::report::{write, write_all_of};
 use crate::run::read_apart;
@@ -31,8 +32,9 @@ pub struct ReportArgs {
 ///
 /// # Errors
 ///
-/// As [`crate::report::write_report`], and for points that have not run to an end, unless `--allow-partial` is given.
+/// As [`crate::report::write_report`], when `--out` can't be a folder, and for points that have not run to an end, unless `--allow-partial` is given.
 pub fn run(args: ReportArgs) -> Result<()> {
+    check_folder("--out", &args.out)?;
     // A report is of how the runs stand now; where that can't be written, of a copy of the store.
     let apart = match Store::path(&args.results).is_file() {
         true => read_apart(&args.results)?,

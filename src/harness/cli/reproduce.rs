@@ -1,6 +1,7 @@
 //! `fathom reproduce`: a run's configuration run again beside it, and the difference in numbers.
 
 use super::exit;
+use super::folder::check_folder;
 use super::progress::Progress;
 use super::sweep::{Places, exit_code, print_summary, watch_interrupts};
 use super::table::{Cell, Format, Table, print};
@@ -50,6 +51,7 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
     }
     let point = same_point(&before)?;
     let into = args.into.clone().unwrap_or_else(|| free_folder(results, &before));
+    check_folder("--into", &into)?;
     if std::path::absolute(&into)? == std::path::absolute(results)? {
         bail!("--into {}: expected another folder than the run's own results", into.display());
     }
@@ -69,6 +71,7 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
         worker,
         jobs: 1,
         slots: None,
+        seconds: None,
         slurm: None,
         again: Vec::new(),
         store: &mut new_store,

@@ -3,6 +3,7 @@
 use super::construct::say;
 use super::context::{Context, Loaded};
 use super::exit;
+use super::folder::check_folder;
 use super::progress::Progress;
 use super::sweep::{
     Settings, exit_code, print_summary, repeatable, template_folders, watch_interrupts,
@@ -96,6 +97,9 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
             target.display()
         );
     }
+    if let Some(target) = &job.export {
+        check_export(target)?;
+    }
     say_recall(&config)?;
     let (label, seed) = (job.label, config.train.seed);
     let point = Point { label, seed, settings: Map::new(), config };
@@ -108,6 +112,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
         worker,
         jobs: 1,
         slots: None,
+        seconds: None,
         slurm: None,
         again: args.again.clone(),
         store: &mut store,
@@ -263,6 +268,20 @@ fn say_recall(config: &RunConfig) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a place for a model that is not one of fathom's own, or where no folder can be.
+fn check_export(target: &Path) -> Result<()> {
+    if !target.exists() || target.is_file() {
+        return check_folder("the finished model's folder:", target);
+    }
+    if !target.join(ORIGIN_FILE).exists() {
+        bail!(
+            "{}: expected a folder that fathom exported, or none, found another\n  help: name another folder, or move this one away",
+            target.display()
+        );
+    }
+    Ok(())
+}
+
 /// Copies the last checkpoint's model to `target`, whole or not at all; one that is there already is left.
 fn export(paths: &RunPaths, point: &Identified, target: &Path) -> Result<()> {
     let run_id = point.run_id().0;
@@ -273,12 +292,7 @@ fn export(paths: &RunPaths, point: &Identified, target: &Path) -> Result<()> {
     if there.and_then(|bytes| serde_json::from_slice(&bytes).ok()) == Some(origin.clone()) {
         return Ok(());
     }
-    if target.exists() && !target.join(ORIGIN_FILE).exists() {
-        bail!(
-            "{}: expected a folder that fathom exported, or none, found another",
-            target.display()
-        );
-    }
+    check_export(target)?;
     let part = target.with_extension("part");
     let copy = || -> Result<()> {
         let _ = fs::remove_dir_all(&part);

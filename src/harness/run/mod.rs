@@ -16,11 +16,11 @@ pub use settle::{fail_as_damaged, read_apart, read_store, settle};
 pub use standing::{SILENCE_SECONDS, Standing, State, standing, status_now};
 
 use crate::store::{SavedIdentity, Status, forget_verdicts};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{self, Command as Order};
 pub use fathom_spec::record::write_whole;
-use fathom_spec::record::{Event, Process, RunPaths, read_events};
+use fathom_spec::record::{Event, Process, RunPaths, read_events, way_out};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -60,8 +60,7 @@ pub fn find_worker() -> Result<PathBuf> {
 ///
 /// When a file can't be written.
 pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -> Result<()> {
-    fs::create_dir_all(paths.control())
-        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    make(&paths.control(), paths)?;
     // When the run was first planned stays what it was.
     if !paths.identity().exists() {
         identity.write(paths)?;
@@ -75,6 +74,13 @@ pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -
     }
 }
 
+fn make(folder: &Path, paths: &RunPaths) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|error| {
+        let (place, help) = (paths.folder.display(), way_out(&error));
+        anyhow!("{place}: the run's folder can't be made: {error}{help}")
+    })
+}
+
 /// A run's lock. Its worker inherits it, and the kernel releases it when the supervisor and the worker are both gone: a worker
 /// that outlives a killed supervisor for a moment, to write its checkpoint, is never joined by a second one.
 pub struct Lock(File);
@@ -85,8 +91,7 @@ pub struct Lock(File);
 ///
 /// When the lock's file can't be opened.
 pub fn lock(paths: &RunPaths) -> Result<Option<Lock>> {
-    fs::create_dir_all(&paths.folder)
-        .with_context(|| format!("{}: the run's folder can't be made", paths.folder.display()))?;
+    make(&paths.folder, paths)?;
     // Of a task Slurm itself can be asked.
     if slurm::array_of(paths).is_none() && standing::is_elsewhere(paths) {
         return Ok(None);

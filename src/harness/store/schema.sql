@@ -5,7 +5,8 @@
 -- Views (at the end) are for people and are kept stable; tables may gain columns. The comment above each table or view is
 -- what `fathom sql` lists.
 
--- A sweep, as it was last planned.
+-- A sweep, as it was last planned. Beside the file's keys `spec` may have `command_line` (what was laid over the file) and
+-- `earlier_runs` (runs of points that the sweep has no more).
 CREATE TABLE sweeps (
     id          INTEGER PRIMARY KEY,
     name        TEXT NOT NULL UNIQUE,

@@ -49,18 +49,6 @@ impl Store {
         Ok(rows.into_iter().collect())
     }
 
-    /// What the runs of a sweep's points that have begun took: seconds, tokens, and how many runs it were.
-    ///
-    /// # Errors
-    ///
-    /// When the database can't be read.
-    pub fn taken_by_sweep(&self, sweep: &str) -> Result<(f64, u64, u64)> {
-        let sql = "SELECT total(seconds), coalesce(sum(tokens), 0), count(*) FROM runs WHERE attempt > 0 AND run_id IN
-                     (SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1)";
-        let rows = self.rows(sql, [sweep], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        Ok(rows[0])
-    }
-
     /// Whether a run's folder has events or verdicts that the store has not.
     ///
     /// # Errors

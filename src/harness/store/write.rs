@@ -8,6 +8,7 @@ use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// A sweep, as it was planned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,7 +19,8 @@ pub struct SweepRecord {
     pub file: String,
     /// The comment that opens the file.
     pub question: Option<String>,
-    /// The sweep file as JSON: axes, search, eval, report.
+    /// The sweep file as JSON: axes, search, eval, report. Beside them `command_line` has what was laid over it, and in the store
+    /// `earlier_runs` the runs of points that the sweep has no more.
     pub spec: Value,
     /// Seconds since 1970-01-01 UTC.
     pub planned_at: f64,
@@ -96,12 +98,13 @@ impl Store {
     /// When two points have one position, or the database can't be written.
     pub fn upsert_sweep(&mut self, sweep: &SweepRecord, points: &[PointRecord]) -> Result<()> {
         self.hold_file()?;
-        let saved = SavedSweep { sweep: sweep.clone(), points: points.to_vec() };
         let results = self.results.clone();
         self.in_transaction(|transaction| {
-            write_sweep(transaction, sweep, points)?;
+            let spec = with_earlier_runs(transaction, sweep, points)?;
+            let sweep = SweepRecord { spec, ..sweep.clone() };
+            write_sweep(transaction, &sweep, points)?;
             // Before the rows count; and what they refuse is not written.
-            saved.write(&results)
+            SavedSweep { sweep, points: points.to_vec() }.write(&results)
         })
     }
 
@@ -115,6 +118,36 @@ impl Store {
         self.hold_file()?;
         self.in_transaction(|transaction| write_run(transaction, run, None).map(|_| ()))
     }
+}
+
+/// Where a stored sweep names the runs of points that it has no more: what they took counts in its budget.
+const EARLIER_RUNS: &str = "earlier_runs";
+
+/// What a sweep's row is to say, with the runs of those points that it had and that are not among the new ones.
+fn with_earlier_runs(
+    connection: &Connection,
+    sweep: &SweepRecord,
+    points: &[PointRecord],
+) -> Result<Value> {
+    let mut known = connection.prepare_cached(
+        "SELECT r.run_id FROM runs r WHERE r.run_id IN (
+           SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
+           UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
+         ) ORDER BY r.id",
+    )?;
+    let now: HashSet<&str> = points.iter().map(|point| point.run_id.0.as_str()).collect();
+    let mut earlier: Vec<String> = known
+        .query_map([&sweep.name], |row| row.get::<_, String>(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    earlier.retain(|run| !now.contains(run.as_str()));
+    let mut spec = sweep.spec.clone();
+    if let Value::Object(spec) = &mut spec {
+        spec.remove(EARLIER_RUNS);
+        if !earlier.is_empty() {
+            spec.insert(EARLIER_RUNS.to_string(), earlier.into());
+        }
+    }
+    Ok(spec)
 }
 
 /// Makes a run known, with the number `id` where one is given, and says its number where it was written.

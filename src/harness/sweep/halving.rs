@@ -14,9 +14,9 @@
 //! `FATHOM_STOP_AT_TOKENS`. A command file written from outside would reach a quick run some steps late, and where a run stands
 //! would depend on the machine; a setting of the configuration would make another run of it.
 
-use super::plan::{Plan, known};
+use super::plan::{Plan, Point, known};
 use anyhow::{Context, Result, bail};
-use fathom_spec::config::written::{Node, Written};
+use fathom_spec::config::written::{Node, Origin, Written};
 use fathom_spec::units::Tokens;
 use std::collections::BTreeSet;
 
@@ -29,6 +29,8 @@ pub struct Halving {
     pub rungs: Vec<u64>,
     /// The share that goes on.
     pub keep: f64,
+    /// Where the rungs stand, each.
+    origins: Vec<Origin>,
 }
 
 impl Halving {
@@ -42,8 +44,11 @@ impl Halving {
         let (Some(search), Some(written)) = (tree.get("search"), tree.get(PLACE)) else {
             return Ok(None);
         };
+        if search.get("bisect").is_some() {
+            bail!("{}: search: expected `bisect` or `halving`, found both", search.origin);
+        }
         for entry in search.entries("search")? {
-            known(entry, &["halving"], "search")?;
+            known(entry, &["bisect", "halving"], "search")?;
         }
         for entry in written.entries(PLACE)? {
             known(entry, &["metric", "rungs", "keep"], PLACE)?;
@@ -61,19 +66,50 @@ impl Halving {
         let rungs: Vec<u64> =
             list.items("search.halving.rungs")?.iter().map(rung).collect::<Result<_>>()?;
         if rungs.is_empty() || !rungs.is_sorted_by(|a, b| a < b) {
-            bail!("{}: {PLACE}.rungs: expected numbers of tokens that rise", list.origin);
+            let found: Vec<String> = rungs.iter().map(|rung| Tokens(*rung).to_string()).collect();
+            let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
+            bail!(
+                "{}: {PLACE}.rungs: expected numbers of tokens that rise, found {found}",
+                list.origin
+            );
         }
+        let items = list.items("search.halving.rungs")?;
+        let origins = items.iter().map(|item| item.origin.clone()).collect();
         let keep = match written.get("keep") {
             Some(keep) => share(keep)?,
             None => 1.0 / 3.0,
         };
-        Ok(Some(Halving { metric, rungs, keep }))
+        Ok(Some(Halving { metric, rungs, keep, origins }))
     }
 
     /// # Errors
     ///
-    /// When a point has no rung before its end, or writes no checkpoint that it could go on from.
+    /// When a point has no rung before its end, or writes no checkpoint that it could go on from; when a rung lies past the end
+    /// of all points, or two are reached by one step.
     pub fn check(&self, plan: &Plan) -> Result<()> {
+        let longest = plan.points.iter().map(|point| point.config.train.total_tokens).max();
+        for (at, (rung, origin)) in self.rungs.iter().zip(&self.origins).enumerate() {
+            if at > 0 && longest.is_some_and(|longest| *rung > longest.0) {
+                bail!(
+                    "{origin}: search.halving.rungs: expected rungs up to the end of the points ({}), found {}\n  help: the end is \
+                     the last rung, written or not; train.total_tokens sets it",
+                    longest.unwrap_or_default(),
+                    Tokens(*rung)
+                );
+            }
+            let steps = |point: &Point| {
+                let step = point.config.tokens_per_step();
+                let before = at.checked_sub(1).map_or(0, |before| self.rungs[before]);
+                (at > 0 && before.div_ceil(step) == rung.div_ceil(step)).then_some((before, step))
+            };
+            if let Some((before, step)) = plan.points.iter().find_map(steps) {
+                bail!(
+                    "{origin}: search.halving.rungs: expected rungs a step apart or more ({step} tokens), found {} and {}",
+                    Tokens(before),
+                    Tokens(*rung)
+                );
+            }
+        }
         for point in &plan.points {
             let train = &point.config.train;
             let (first, total) = (self.rungs[0], train.total_tokens);
@@ -81,7 +117,7 @@ impl Halving {
                 bail!(
                     "{}: search.halving.rungs: expected a rung before the end of every point, found {} and `{}`, which ends at \
                      {total}",
-                    plan.file,
+                    self.origins[0],
                     Tokens(first),
                     point.label
                 );

@@ -11,9 +11,10 @@
 //! made after `out_of_memory` and after nothing else: a run that failed has to be looked at. `set` may be a list, whose
 //! entries are tried in turn; `times` says how many of them at most.
 
-use super::plan::{Plan, Point, known};
+use super::plan::{Plan, Point, known, plain, same};
 use anyhow::{Context, Result, bail};
-use fathom_spec::config::written::{Node, Written};
+use fathom_spec::config::nearest;
+use fathom_spec::config::written::{Entry, Node, Origin, Written};
 use fathom_spec::units::Tokens;
 use serde_json::Value;
 
@@ -29,16 +30,27 @@ pub struct Schedule {
     /// Compared one after the other.
     pub priority: Vec<Rule>,
     pub budget: Budget,
+    /// Where the budget of tokens stands.
+    tokens_origin: Option<Origin>,
     pub fallbacks: Vec<Fallback>,
 }
 
-/// What makes one point come before another.
+/// What makes one point come before another: a value of it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Rule {
-    /// The value of an axis or key: the highest first, or the lowest.
-    Value { key: String, lowest_first: bool },
-    /// The values or labels of an axis, the first first; what is not listed comes last.
-    Order { axis: String, values: Vec<Value> },
+pub struct Rule {
+    /// An axis, or a key of the configuration.
+    pub key: String,
+    pub order: Order,
+    pub origin: Origin,
+}
+
+/// What comes first.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    HighestFirst,
+    LowestFirst,
+    /// These values or labels in their order; what is not listed comes last.
+    Listed(Vec<Value>),
 }
 
 /// What the runs of a sweep may take together, whenever they were made. `None` is no bound.
@@ -55,6 +67,7 @@ pub struct Budget {
 #[derive(Debug, Clone)]
 pub struct Fallback {
     pub settings: Vec<(String, Written)>,
+    origin: Origin,
 }
 
 impl Fallback {
@@ -86,7 +99,21 @@ impl Schedule {
                 retry.origin
             );
         }
-        Ok(Schedule { priority, budget, fallbacks })
+        if let Some(axis) = tree.get("axes").and_then(|axes| axes.get(FALLBACK))
+            && !fallbacks.is_empty()
+        {
+            bail!(
+                "{}: axes: expected no axis called `{FALLBACK}` beside `retry`, whose points are called so, found one",
+                axis.origin
+            );
+        }
+        if let Some(retry) = tree.get("retry")
+            && fallbacks.is_empty()
+        {
+            bail!("{}: retry: expected the key `out_of_memory`, found none", retry.origin);
+        }
+        let tokens_origin = tree.get("budget.tokens").map(|tokens| tokens.origin.clone());
+        Ok(Schedule { priority, budget, tokens_origin, fallbacks })
     }
 
     /// What the schedule says of a plan's points has to make sense for each of them.
@@ -95,50 +122,119 @@ impl Schedule {
     ///
     /// When a priority names no axis or key, or a fallback can't be resolved or changes nothing.
     pub fn check(&self, plan: &Plan) -> Result<()> {
-        for rule in &self.priority {
-            let (Rule::Value { key, .. } | Rule::Order { axis: key, .. }) = rule;
-            if !plan.points.iter().any(|point| value_of(point, key).is_some()) {
+        self.priority.iter().try_for_each(|rule| rule.check(plan))?;
+        for at in 0..plan.points.len() {
+            let mut before = vec![plan.points[at].config.clone()];
+            for step in 0..self.fallbacks.len() {
+                let fallback = plan.fallback(at, step)?;
+                let which = match before.iter().position(|config| *config == fallback.config) {
+                    None => {
+                        before.push(fallback.config);
+                        continue;
+                    }
+                    Some(0) => format!("`{}` has them already", plan.points[at].label),
+                    Some(_) => {
+                        format!("`{}` was tried with them before", plan.points[at].label)
+                    }
+                };
                 bail!(
-                    "{}: priority: expected an axis or a key of the configuration that has a value, found `{key}`",
-                    plan.file
+                    "{}: retry.out_of_memory.set: expected settings that change every point, found that {which}\n  help: \
+                     `axes` may have them as a point of its own, or a point that has them is left without `retry`",
+                    self.fallbacks[step].origin
                 );
             }
         }
-        for at in 0..plan.points.len() {
-            for step in 0..self.fallbacks.len() {
-                let fallback = plan.fallback(at, step)?;
-                if fallback.config == plan.points[at].config {
-                    bail!(
-                        "{}: retry.out_of_memory.set: expected settings that change every point, found that `{}` has them \
-                         already",
-                        plan.file,
-                        plan.points[at].label
-                    );
-                }
-            }
+        self.refuse_too_little(plan)
+    }
+
+    /// A budget that allows nothing to begin is no budget.
+    fn refuse_too_little(&self, plan: &Plan) -> Result<()> {
+        let Some((most, origin)) = self.budget.tokens.zip(self.tokens_origin.as_ref()) else {
+            return Ok(());
+        };
+        let first = |point: &Point| {
+            let total = point.config.train.total_tokens.0;
+            plan.halving.as_ref().map_or(total, |halving| halving.rungs_of(total)[0])
+        };
+        match plan.points.iter().map(first).min() {
+            Some(least) if least > most => bail!(
+                "{origin}: budget.tokens: expected what one run takes at least ({}), found {}",
+                Tokens(least),
+                Tokens(most)
+            ),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// What a point is compared by: lower comes first.
     pub fn rank(&self, point: &Point) -> Vec<f64> {
-        let rank = |rule: &Rule| match rule {
-            Rule::Value { key, lowest_first } => {
-                let value = value_of(point, key).and_then(|value| value.as_f64());
-                value.map_or(f64::INFINITY, |x| if *lowest_first { x } else { -x })
-            }
-            Rule::Order { axis, values } => {
-                let own = value_of(point, axis);
-                let at = own.and_then(|own| values.iter().position(|value| same(value, &own)));
-                at.unwrap_or(values.len()) as f64
+        let rank = |rule: &Rule| {
+            let value = value_of(point, &rule.key);
+            let number = || value.as_ref().and_then(Value::as_f64);
+            match &rule.order {
+                Order::LowestFirst => number().unwrap_or(f64::INFINITY),
+                Order::HighestFirst => number().map_or(f64::INFINITY, |x| -x),
+                Order::Listed(values) => {
+                    let is = |own: &Value| values.iter().position(|value| same(value, own));
+                    value.as_ref().and_then(is).unwrap_or(values.len()) as f64
+                }
             }
         };
         self.priority.iter().map(rank).collect()
     }
 }
 
-fn same(a: &Value, b: &Value) -> bool {
-    a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
+impl Rule {
+    /// It has to be of an axis or key that points have, and of values among theirs.
+    fn check(&self, plan: &Plan) -> Result<()> {
+        let Rule { key, order, origin } = self;
+        let mut known: Vec<Value> = Vec::new();
+        for value in plan.points.iter().filter_map(|point| value_of(point, key)) {
+            if !known.iter().any(|other| same(other, &value)) {
+                known.push(value);
+            }
+        }
+        if known.is_empty() {
+            let flat = plan.points.iter().flat_map(|point| point.config.flatten());
+            let mut keys: Vec<String> = flat.map(|(key, _)| key).collect();
+            keys.extend(plan.points.iter().flat_map(|point| point.settings.keys().cloned()));
+            let near = nearest(key, keys.iter().map(String::as_str));
+            let near = near.map(|near| format!("\n  help: did you mean `{near}`?"));
+            bail!(
+                "{origin}: priority: expected an axis or a key of the configuration that has a value, found `{key}`{}",
+                near.unwrap_or_default()
+            );
+        }
+        // Not every value has to be drawn, or satisfy the constraints.
+        let declared = declared(&plan.spec["axes"][key.as_str()]);
+        known.extend(
+            declared
+                .into_iter()
+                .filter(|value| !known.iter().any(|k| same(k, value)))
+                .collect::<Vec<_>>(),
+        );
+        let shown: Vec<String> = known.iter().map(plain).collect();
+        match order {
+            Order::Listed(values) => {
+                let is_known = |value: &Value| known.iter().any(|other| same(other, value));
+                match values.iter().find(|value| !is_known(value)) {
+                    None => Ok(()),
+                    Some(value) => bail!(
+                        "{origin}: priority.{key}: expected values that points have, found `{}`\n  help: there are {}",
+                        plain(value),
+                        shown.join(", ")
+                    ),
+                }
+            }
+            _ if known.iter().any(Value::is_number) => Ok(()),
+            _ => bail!(
+                "{origin}: priority: expected numbers to compare, found that `{key}` has {}\n  help: write their order: \
+                 `{{ {key}: [{}] }}`",
+                shown.join(", "),
+                shown.join(", ")
+            ),
+        }
+    }
 }
 
 /// The value that a point has on an axis, or of a key of its configuration.
@@ -150,24 +246,31 @@ fn value_of(point: &Point, key: &str) -> Option<Value> {
     flat.into_iter().find(|(k, value)| k == key && !value.is_null()).map(|(_, value)| value)
 }
 
+/// The values or labels that an axis of a sweep file has.
+fn declared(axis: &Value) -> Vec<Value> {
+    let labels = |map: &Value| -> Vec<Value> {
+        map.as_object().into_iter().flatten().map(|(label, _)| label.clone().into()).collect()
+    };
+    let items = |list: &Value| list.as_array().cloned().unwrap_or_default();
+    match axis {
+        Value::Array(values) => values.clone(),
+        Value::Object(map) if map.contains_key("values") => items(&axis["values"]),
+        Value::Object(map) if map.contains_key("variants") => labels(&axis["variants"]),
+        axis => labels(axis),
+    }
+}
+
 fn priority(written: &Written) -> Result<Vec<Rule>> {
     let rule = |item: &Written| -> Result<Vec<Rule>> {
         match &item.node {
             Node::String(text) => {
-                let (key, lowest_first) = match text.strip_prefix('-') {
-                    Some(key) => (key, true),
-                    None => (text.as_str(), false),
+                let (key, order) = match text.strip_prefix('-') {
+                    Some(key) => (key, Order::LowestFirst),
+                    None => (text.as_str(), Order::HighestFirst),
                 };
-                Ok(vec![Rule::Value { key: key.trim().to_string(), lowest_first }])
+                Ok(vec![Rule { key: key.trim().to_string(), order, origin: item.origin.clone() }])
             }
-            Node::Map(entries) => entries
-                .iter()
-                .map(|entry| {
-                    let values = entry.value.items(&format!("priority.{}", entry.key))?;
-                    let values = values.iter().map(Written::to_json).collect();
-                    Ok(Rule::Order { axis: entry.key.clone(), values })
-                })
-                .collect(),
+            Node::Map(entries) => entries.iter().map(listed).collect(),
             _ => bail!(
                 "{}: priority: expected a key (`train.seed`, `-train.seed`) or the order of an axis's values, found {}",
                 item.origin,
@@ -181,6 +284,28 @@ fn priority(written: &Written) -> Result<Vec<Rule>> {
     }
 }
 
+/// `rope: [yarn4, plain]`.
+fn listed(entry: &Entry) -> Result<Rule> {
+    let place = format!("priority.{}", entry.key);
+    let mut values: Vec<Value> = Vec::new();
+    for item in entry.value.items(&place)? {
+        let value = item.to_json();
+        if values.iter().any(|other| same(other, &value)) {
+            bail!(
+                "{}: {place}: expected each value once, found {} again",
+                item.origin,
+                item.describe()
+            );
+        }
+        values.push(value);
+    }
+    if values.is_empty() {
+        bail!("{}: {place}: expected values in their order, found none", entry.value.origin);
+    }
+    let (key, origin) = (entry.key.clone(), entry.key_origin.clone());
+    Ok(Rule { key, order: Order::Listed(values), origin })
+}
+
 fn budget(written: &Written) -> Result<Budget> {
     for entry in written.entries("budget")? {
         known(entry, &["seconds", "hours", "tokens", "runs"], "budget")?;
@@ -190,7 +315,9 @@ fn budget(written: &Written) -> Result<Budget> {
         let number = match &value.node {
             Node::Int(n) => Some(*n as f64),
             Node::Float(x) => Some(*x),
-            Node::String(text) => text.parse::<Tokens>().ok().map(|tokens| tokens.0 as f64),
+            Node::String(text) if key == "tokens" => {
+                text.parse::<Tokens>().ok().map(|tokens| tokens.0 as f64)
+            }
             _ => None,
         };
         number.filter(|x| x.is_finite() && *x > 0.0).map(Some).with_context(|| {
@@ -205,7 +332,14 @@ fn budget(written: &Written) -> Result<Budget> {
     if seconds.is_some() && hours.is_some() {
         bail!("{}: budget: expected `seconds` or `hours`, found both", written.origin);
     }
-    let whole = |key: &str| Ok::<_, anyhow::Error>(number(key)?.map(|x| x as u64));
+    let whole = |key: &str| match (number(key)?, written.get(key)) {
+        (Some(x), Some(found)) if x.fract() != 0.0 => bail!(
+            "{}: budget.{key}: expected a whole number, found {}",
+            found.origin,
+            found.describe()
+        ),
+        (number, _) => Ok(number.map(|x| x as u64)),
+    };
     Ok(Budget {
         seconds: seconds.or(hours.map(|hours| 3600.0 * hours)),
         tokens: whole("tokens")?,
@@ -231,12 +365,16 @@ fn fallbacks(retry: &Written) -> Result<Vec<Fallback>> {
     };
     let one = |map: &Written| -> Result<Fallback> {
         let entries = map.entries(&format!("{PLACE}.set"))?;
+        let origin = map.origin.clone();
         if entries.is_empty() {
             bail!("{}: {PLACE}.set: expected at least one key, found none", map.origin);
         }
         let settings = entries.iter().map(|e| (e.key.clone(), e.value.clone())).collect();
-        Ok(Fallback { settings })
+        Ok(Fallback { settings, origin })
     };
+    if maps.is_empty() {
+        bail!("{}: {PLACE}.set: expected at least one mapping, found an empty list", set.origin);
+    }
     let mut fallbacks: Vec<Fallback> = maps.iter().map(one).collect::<Result<_>>()?;
     if let Some(times) = written.get("times") {
         match times.node {

@@ -1,8 +1,8 @@
 //! Files that nobody sees half of, and the clock that events are stamped by.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -60,7 +60,26 @@ fn write(path: &Path, contents: &[u8], durably: bool) -> Result<()> {
         }
         Ok(())
     };
-    write().with_context(|| format!("{}: the file can't be written", path.display()))
+    write().map_err(|error| {
+        let (place, help) = (path.display(), way_out(&error));
+        anyhow!("{place}: the file can't be written: {error}{help}")
+    })
+}
+
+/// What can be done where a file can't be written for want of room, as a line of help.
+pub fn way_out(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "\n  help: make room on its disk, and run the same command again: it goes on from what is there"
+        }
+        ErrorKind::FileTooLarge => {
+            "\n  help: raise the limit on the size of files (`ulimit -f`), and run the same command again"
+        }
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            "\n  help: name a folder that can be written to, or have its owner let you write"
+        }
+        _ => "",
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +101,11 @@ mod tests {
         assert_eq!(fs::read_to_string(path("target.csv")).unwrap(), "through");
         assert!(path("link.csv").symlink_metadata().unwrap().is_symlink());
         write_whole(Path::new("/dev/null"), b"nowhere").unwrap();
+        let full = write_whole(Path::new("/dev/full"), b"x").unwrap_err().to_string();
+        assert!(
+            full.contains("No space left on device (os error 28)\n  help: make room"),
+            "{full}"
+        );
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
         let error = write_whole(&path("no/such.csv"), b"x").unwrap_err();
         assert!(format!("{error:#}").contains("no/such.csv: the file can't be written"));

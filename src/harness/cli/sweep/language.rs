@@ -58,7 +58,7 @@ pub fn check(args: &CheckArgs) -> Result<u8> {
 ///
 /// When it can't be printed.
 pub fn print_schema() -> Result<u8> {
-    print(&format!("{}\n", serde_json::to_string_pretty(&schema::schema())?))?;
+    print(&schema::text()?)?;
     Ok(exit::OK)
 }
 

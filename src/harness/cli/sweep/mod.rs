@@ -1,16 +1,19 @@
-//! `fathom sweep plan|run`; `language` has what is done to sweep files alone, `why` what makes a point new.
+//! `fathom sweep plan|run`; `language` has what is done to sweep files alone, `why` what makes a point new, `seeds` the seeds beyond
+//! those of the file.
 
 mod language;
+mod seeds;
 mod why;
 
 use super::course::{self, ContinueArgs, CourseArgs, PauseArgs};
 use super::exit;
+use super::folder::check_folder;
 use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
 use crate::run::{find_worker, read_store, status_now};
-use crate::store::{Run, Status, Store};
+use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::code::{self, Code};
 use crate::sweep::drive::{Driver, Ended, Identified, Summary, identify, refuse_same_run};
@@ -50,7 +53,7 @@ pub enum SweepCommand {
 /// What is asked of the points beside what their file says.
 #[derive(Args)]
 struct PointArgs {
-    /// Bring every point to N seeds; what is finished is used
+    /// Bring every point to N seeds, of those that are finished first; later runs of the sweep keep them
     #[arg(long, value_name = "N")]
     top_up_seeds: Option<usize>,
     /// Refuse results that other code made than today's
@@ -161,8 +164,10 @@ fn plan(args: &PlanArgs) -> Result<u8> {
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| read_store(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
-    if let Some(count) = args.points.top_up_seeds {
-        top_up_seeds(&mut plan, count, store.as_ref(), &mut identities)?;
+    // What can't be identified yet is said below.
+    let added = seeds::add(&mut plan, args.points.top_up_seeds, store.as_ref(), &mut identities);
+    if args.points.top_up_seeds.is_some() {
+        added?;
     }
     let columns = ["#", "point", "seed", "tokens", "run", "status"];
     let predicted = ["memory", "host memory", "FLOP a step", "seconds a step", "first wall"];
@@ -217,7 +222,7 @@ fn plan(args: &PlanArgs) -> Result<u8> {
         match &plan.search {
             Some(search) => print_search(&plan, search, &mut planner)?,
             None => {
-                course::print(&plan);
+                course::print(&plan, store.as_ref())?;
                 let total: u64 = points.iter().map(|p| p.config.train.total_tokens.0).sum();
                 say!("{} points, {} tokens in all", points.len(), Tokens(total));
                 if plan.left_out > 0 {
@@ -264,22 +269,6 @@ fn print_search(plan: &Plan, bisect: &Bisect, planner: &mut Planner) -> Result<(
         say!("  {case}{found} by prediction, after {probes} runs");
     }
     Ok(())
-}
-
-/// Brings every point to `count` seeds, of those that the store has finished first.
-fn top_up_seeds(
-    plan: &mut Plan,
-    count: usize,
-    store: Option<&Store>,
-    identities: &mut Identities,
-) -> Result<()> {
-    let runs = store.map(Store::runs).transpose()?.unwrap_or_default();
-    plan.top_up_seeds(count, |point| {
-        let point = identify(std::slice::from_ref(point), identities)?.remove(0);
-        let group = &point.identity.identity.group_hash;
-        let of_group = |run: &&Run| run.group_hash == *group && run.status.is_result();
-        Ok(runs.iter().filter(of_group).map(|run| run.seed).collect())
-    })
 }
 
 /// Says, or with `strict` refuses, that results of the points (label, seed, run) were made by other code than the worker's. The
@@ -355,14 +344,15 @@ fn predicted_cells(prediction: &Prediction, format: Format) -> [Cell; 5] {
 }
 
 fn run_sweep(args: &RunArgs) -> Result<u8> {
+    if !args.no_report {
+        check_folder("--out", &args.out)?;
+    }
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let worker = find_worker()?;
     let mut store = Store::open(&args.places.results)?;
     let mut identities = Identities::default();
-    if let Some(count) = args.points.top_up_seeds {
-        top_up_seeds(&mut plan, count, Some(&store), &mut identities)?;
-    }
+    seeds::add(&mut plan, args.points.top_up_seeds, Some(&store), &mut identities)?;
     if args.points.strict_code {
         check_code(&store, &named(&identify(&plan.foreseen()?, &mut identities)?), true)?;
     }
@@ -373,6 +363,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         worker,
         jobs: args.course.jobs(),
         slots: args.course.slots()?,
+        seconds: Some(course::seconds()),
         slurm: args.course.slurm(&args.places.results)?,
         again: args.again.clone(),
         store: &mut store,

@@ -1,6 +1,6 @@
 //! `fathom sweep why`: what makes a point another run than all that are finished.
 
-use super::{Places, Settings, template_folders};
+use super::{Places, Settings, seeds, template_folders};
 use crate::cli::exit;
 use crate::cli::table::{Cell, Format, Table, print};
 use crate::run::read_store;
@@ -33,14 +33,16 @@ pub struct WhyArgs {
 ///
 /// For mistakes in the sweep file, a point that it does not have, and when the store can't be read.
 pub fn run(args: &WhyArgs) -> Result<u8> {
-    let plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
-    let points = identify(&plan.foreseen()?, &mut Identities::default())?;
+    let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
+    let store = Store::path(&args.places.results).is_file();
+    let store = store.then(|| read_store(&args.places.results)).transpose()?;
+    let mut identities = Identities::default();
+    seeds::add(&mut plan, None, store.as_ref(), &mut identities)?;
+    let points = identify(&plan.foreseen()?, &mut identities)?;
     let asked = match &args.point {
         Some(text) => named(&points, text, &plan)?,
         None => points.iter().collect(),
     };
-    let store = Store::path(&args.places.results).is_file();
-    let store = store.then(|| read_store(&args.places.results)).transpose()?;
     let finished = store.as_ref().map(Finished::of).transpose()?.unwrap_or_default();
     let mut text = String::new();
     let mut done = 0;

@@ -1,10 +1,48 @@
-//! What a sweep may still take, counted over all runs of its points, whenever and by whomever they were made.
+//! What a sweep may still take, counted over all that it ever had as a point, whenever and by whomever it was made: the runs in
+//! the store, and what those at work, here or under another harness, have still to do.
+//!
+//! Tokens are known exactly. Seconds are predicted, and the prediction is held to what the sweep's runs have really taken.
 
-use super::Job;
-use crate::store::Store;
+use super::{Driver, Job};
+use crate::run::{self, State};
+use crate::store::{Run, Store};
+use crate::sweep::plan::Plan;
 use crate::sweep::schedule::Budget;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use fathom_spec::config::RunConfig;
+use fathom_spec::record::{RunId, RunPaths};
 use fathom_spec::units::{Tokens, format_seconds};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// How many seconds a token of a run takes, where that can be said.
+type SecondsOfToken = dyn Fn(&RunConfig) -> Option<f64>;
+
+/// Predicts what runs take, each once.
+pub struct Seconds {
+    predict: Box<SecondsOfToken>,
+    known: RefCell<HashMap<RunId, Option<f64>>>,
+}
+
+impl Seconds {
+    /// `predict` says how many seconds a token of a run takes, where that can be said.
+    pub fn new(predict: Box<SecondsOfToken>) -> Seconds {
+        Seconds { predict, known: RefCell::default() }
+    }
+
+    fn of_token(&self, run_id: &RunId, config: impl Fn() -> Option<RunConfig>) -> Option<f64> {
+        if let Some(known) = self.known.borrow().get(run_id) {
+            return *known;
+        }
+        let seconds = config().and_then(|config| (self.predict)(&config));
+        let seconds = seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0);
+        self.known.borrow_mut().insert(run_id.clone(), seconds);
+        seconds
+    }
+}
 
 /// What was taken, or is bound to be by what is at work.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -15,21 +53,19 @@ pub(super) struct Spent {
 }
 
 impl Spent {
-    /// What the points of a sweep have taken so far.
+    /// What a sweep has taken so far.
     pub fn so_far(store: &Store, sweep: &str) -> Result<Spent> {
-        let (seconds, tokens, runs) = store.taken_by_sweep(sweep)?;
-        Ok(Spent { seconds, tokens, runs })
+        Ok(Spent::of(&store.runs_ever_of_sweep(sweep)?))
     }
 
-    /// Adds what a job has still to do. Its seconds are those of its tokens, at the pace of what was done before.
-    fn and(self, store: &Store, job: &Job, pace: f64) -> Result<Spent> {
-        let run = store.known_run(&job.run_id())?;
-        let tokens = job.goal().saturating_sub(run.tokens);
-        Ok(Spent {
-            seconds: self.seconds + pace * tokens as f64,
-            tokens: self.tokens + tokens,
-            runs: self.runs + u64::from(run.attempt == 0),
-        })
+    fn of(runs: &[Run]) -> Spent {
+        let mut spent = Spent::default();
+        for run in runs.iter().filter(|run| run.attempt > 0) {
+            spent.seconds += run.seconds;
+            spent.tokens += run.tokens;
+            spent.runs += 1;
+        }
+        spent
     }
 
     fn is_within(&self, budget: &Budget) -> bool {
@@ -39,27 +75,187 @@ impl Spent {
     }
 }
 
-/// Whether `job` may begin beside those at work without more being taken in the end than the budget allows.
-pub(super) fn allows<'j>(
-    budget: &Budget,
-    store: &Store,
+/// A budget as it stands between two runs that are begun.
+pub(super) struct Account {
+    budget: Budget,
+    so_far: Spent,
+    /// With what is at work brought to its goals.
+    bound: Spent,
+    /// Something is at work of which nobody knows how long it takes.
+    is_unsure: bool,
+    /// How many runs are at work.
+    at_work: usize,
+    pace: Pace,
+    runs: HashMap<RunId, (u64, u32)>,
+}
+
+/// How long runs take.
+struct Pace {
+    /// What the sweep's runs have taken for each second that was predicted; 1 before there are any.
+    of_predicted: f64,
+    /// What they have taken for a token.
+    of_token: Option<f64>,
+}
+
+impl Account {
+    /// What the sweep has taken and is bound to take, `at_work` here and under other harnesses.
+    pub fn of(driver: &mut Driver, plan: &Plan, at_work: &[&Job]) -> Result<Account> {
+        let own: HashSet<RunId> = at_work.iter().map(|job| job.run_id()).collect();
+        let (runs, elsewhere) = as_they_stand(driver, &plan.name, &own)?;
+        let so_far = Spent::of(&runs);
+        let mut account = Account {
+            budget: plan.schedule.budget,
+            so_far,
+            bound: so_far,
+            is_unsure: false,
+            at_work: 0,
+            pace: Pace::of(&runs, driver.seconds.as_ref()),
+            runs: runs.iter().map(|run| (run.run_id.clone(), (run.tokens, run.attempt))).collect(),
+        };
+        for job in at_work {
+            let tokens = account.left_of(job);
+            let seconds = account.seconds_of(driver, job, tokens);
+            account.take(&job.run_id(), tokens, seconds);
+        }
+        for run in runs.iter().filter(|run| elsewhere.contains(&run.run_id)) {
+            let goal = goal(plan, run);
+            let tokens = goal.saturating_sub(run.tokens);
+            let config = || serde_json::from_value(run.config.clone()).ok();
+            let of_token = driver.seconds.as_ref().and_then(|s| s.of_token(&run.run_id, config));
+            let seconds = account.pace.seconds(of_token, tokens);
+            account.take(&run.run_id, tokens, seconds);
+        }
+        Ok(account)
+    }
+
+    /// Whether `job` may begin beside those at work without more being taken in the end than the budget allows.
+    pub fn allows(&self, driver: &Driver, job: &Job) -> bool {
+        if self.budget.seconds.is_some_and(|most| self.so_far.seconds >= most) {
+            return false;
+        }
+        let tokens = self.left_of(job);
+        let seconds = self.seconds_of(driver, job, tokens);
+        // What can't be foreseen is tried alone: then there is a pace.
+        let is_unsure = self.is_unsure || seconds.is_none();
+        if self.budget.seconds.is_some() && is_unsure && self.at_work > 0 {
+            return false;
+        }
+        self.bound.with(&self.added(&job.run_id(), tokens, seconds)).is_within(&self.budget)
+    }
+
+    fn left_of(&self, job: &Job) -> u64 {
+        let (done, _) = self.runs.get(&job.run_id()).copied().unwrap_or_default();
+        job.goal().saturating_sub(done)
+    }
+
+    fn seconds_of(&self, driver: &Driver, job: &Job, tokens: u64) -> Option<f64> {
+        let config = || Some(job.point.point.config.clone());
+        let of_token = driver.seconds.as_ref().and_then(|s| s.of_token(&job.run_id(), config));
+        self.pace.seconds(of_token, tokens)
+    }
+
+    fn added(&self, run_id: &RunId, tokens: u64, seconds: Option<f64>) -> Spent {
+        let (_, attempt) = self.runs.get(run_id).copied().unwrap_or_default();
+        Spent { seconds: seconds.unwrap_or(0.0), tokens, runs: u64::from(attempt == 0) }
+    }
+
+    fn take(&mut self, run_id: &RunId, tokens: u64, seconds: Option<f64>) {
+        self.bound = self.bound.with(&self.added(run_id, tokens, seconds));
+        self.is_unsure |= seconds.is_none();
+        self.at_work += 1;
+    }
+}
+
+impl Spent {
+    fn with(&self, more: &Spent) -> Spent {
+        Spent {
+            seconds: self.seconds + more.seconds,
+            tokens: self.tokens + more.tokens,
+            runs: self.runs + more.runs,
+        }
+    }
+}
+
+impl Pace {
+    fn of(runs: &[Run], seconds: Option<&Seconds>) -> Pace {
+        let (mut predicted, mut taken) = (0.0, 0.0);
+        let done = || runs.iter().filter(|run| run.tokens > 0);
+        for run in done() {
+            let config = || serde_json::from_value(run.config.clone()).ok();
+            if let Some(of_token) = seconds.and_then(|s| s.of_token(&run.run_id, config)) {
+                predicted += of_token * run.tokens as f64;
+                taken += run.seconds;
+            }
+        }
+        let (all, tokens) = done().fold((0.0, 0), |(s, t), run| (s + run.seconds, t + run.tokens));
+        Pace {
+            of_predicted: if predicted > 0.0 { taken / predicted } else { 1.0 },
+            of_token: (tokens > 0).then(|| all / tokens as f64),
+        }
+    }
+
+    fn seconds(&self, of_token: Option<f64>, tokens: u64) -> Option<f64> {
+        let of_token = of_token.map(|predicted| predicted * self.of_predicted).or(self.of_token);
+        of_token.map(|of_token| of_token * tokens as f64)
+    }
+}
+
+/// The runs of a sweep, and which of them others have at work. What has ended meanwhile, and nobody has taken in, is taken in.
+fn as_they_stand(
+    driver: &mut Driver,
     sweep: &str,
-    at_work: impl Iterator<Item = &'j Job>,
-    job: &'j Job,
-) -> Result<bool> {
-    if *budget == Budget::default() {
-        return Ok(true);
+    own: &HashSet<RunId>,
+) -> Result<(Vec<Run>, HashSet<RunId>)> {
+    let mut elsewhere = HashSet::new();
+    let mut is_behind = false;
+    let runs = driver.store.runs_ever_of_sweep(sweep)?;
+    for run in runs.iter().filter(|run| !run.status.is_result() && !own.contains(&run.run_id)) {
+        let paths = RunPaths::in_results(driver.results, &run.run_id);
+        match run::standing(&paths, super::now()).map(|standing| standing.state) {
+            Ok(State::Running | State::Elsewhere) => {
+                elsewhere.insert(run.run_id.clone());
+            }
+            Ok(State::NotBegun) => {}
+            // A log that is damaged is told of when its run's turn comes.
+            _ if fs::metadata(paths.events()).is_ok_and(|log| log.len() > run.log_offset) => {
+                is_behind |= driver.store.ingest_run(&run.run_id).is_ok();
+            }
+            _ => {}
+        }
     }
-    let so_far = Spent::so_far(store, sweep)?;
-    if budget.seconds.is_some_and(|most| so_far.seconds >= most) {
-        return Ok(false);
+    let runs = if is_behind { driver.store.runs_ever_of_sweep(sweep)? } else { runs };
+    Ok((runs, elsewhere))
+}
+
+/// The tokens to which another harness brings a run: its next rung, or its end.
+fn goal(plan: &Plan, run: &Run) -> u64 {
+    let total = run.config["train"]["total_tokens"].as_u64().unwrap_or(run.tokens);
+    let rungs = plan.halving.as_ref().map(|halving| halving.rungs_of(total));
+    rungs.and_then(|rungs| rungs.into_iter().find(|rung| *rung > run.tokens)).unwrap_or(total)
+}
+
+/// Held from the look at what a sweep has taken until its next run is begun, so that two harnesses do not both take what is left.
+pub(super) struct Turnstile {
+    _file: File,
+}
+
+/// Waits for the sweep's turnstile; nobody has it for longer than it takes to begin a run.
+pub(super) fn turnstile(results: &Path, sweep: &str) -> Result<Turnstile> {
+    let folder = results.join("control");
+    let path = folder.join(format!("{sweep}.budget"));
+    let context = || format!("{}: the budget's lock can't be taken", path.display());
+    fs::create_dir_all(&folder).with_context(context)?;
+    let file = File::create(&path).with_context(context)?;
+    loop {
+        // SAFETY: flock on a descriptor that `file` owns.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } == 0 {
+            return Ok(Turnstile { _file: file });
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            return Err(error).with_context(context);
+        }
     }
-    let pace = if so_far.tokens > 0 { so_far.seconds / so_far.tokens as f64 } else { 0.0 };
-    let mut spent = so_far;
-    for job in at_work.chain([job]) {
-        spent = spent.and(store, job, pace)?;
-    }
-    Ok(spent.is_within(budget))
 }
 
 /// What is left, in words: `1280 of 2K tokens and 3 of 4 runs are spent`.

@@ -25,6 +25,7 @@ use crate::run::slurm::Slurm;
 use crate::run::{is_held, prepare};
 use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use anyhow::{Context, Result, bail};
+pub use budget::Seconds;
 use course::{Bisection, Course, Every};
 use fathom_spec::config::RunConfig;
 pub use fathom_spec::record::now;
@@ -48,6 +49,8 @@ pub struct Driver<'a> {
     pub jobs: usize,
     /// What runs are placed on; without it every run finds its device by itself.
     pub slots: Option<Slots>,
+    /// How long runs will take, for a budget of time; without it they are taken to be as quick as those before.
+    pub seconds: Option<Seconds>,
     /// The cluster's queue that runs are submitted to; without it they are processes of this machine.
     pub slurm: Option<Slurm>,
     /// Results that are not to be kept but made again: a run that ran out of memory beside others may fit alone.
@@ -266,6 +269,16 @@ impl Driver<'_> {
         let config = begun_with.as_ref().unwrap_or(config);
         self.store.upsert_run(&RunRecord { identity: &identity, config })
     }
+}
+
+/// What a sweep has taken of its budget so far, in words.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn spent(plan: &Plan, store: &Store) -> Result<String> {
+    let spent = budget::Spent::so_far(store, &plan.name)?;
+    Ok(budget::words(&plan.schedule.budget, &spent))
 }
 
 /// The last checkpoint of a finished run.

@@ -1,10 +1,11 @@
 //! The turn: jobs off the queue into workers, workers to their ends, until nothing is left.
 
+use super::budget::{self, Account, Turnstile};
 use super::conclude::Start;
 use super::course::Strategy;
 use super::pause::Pause;
 use super::queue::Queue;
-use super::{Driver, Ended, Job, Summary, budget, pause, wait};
+use super::{Driver, Ended, Job, Summary, pause, wait};
 use crate::run::{self, Running};
 use crate::store::Status;
 use crate::sweep::plan::Plan;
@@ -176,12 +177,18 @@ impl<'t, 'a> Turn<'t, 'a> {
     fn start_what_can(&mut self) -> Result<()> {
         let (mut held, mut index, tries) = (0, 0, self.queue.len());
         self.summary.left = 0;
+        // What the budget allows is looked up once for each run that is begun; nobody else begins one in between.
+        let turnstile = self.turnstile(tries)?;
+        let mut account: Option<Account> = None;
         for _ in 0..tries {
             if self.running.len() >= self.driver.jobs {
                 break;
             }
+            if turnstile.is_some() && account.is_none() {
+                account = self.account()?;
+            }
             let Some(job) = self.queue.get(index) else { break };
-            if !self.is_allowed(job)? {
+            if account.as_ref().is_some_and(|account| !account.allows(self.driver, job)) {
                 self.summary.left += 1;
                 index += 1;
                 continue;
@@ -202,6 +209,7 @@ impl<'t, 'a> Turn<'t, 'a> {
                 _ => Vec::new(),
             };
             let job = self.queue.take(index);
+            account = None;
             match self.driver.start(&job, environment)? {
                 Start::Started(worker) => {
                     if let (Some(slots), Some(share)) = (&mut self.driver.slots, share) {
@@ -245,10 +253,18 @@ impl<'t, 'a> Turn<'t, 'a> {
         Ok(())
     }
 
-    fn is_allowed(&self, job: &Job) -> Result<bool> {
-        let Some(plan) = self.plan else { return Ok(true) };
-        let at_work = self.running.iter().map(|at| &at.job);
-        budget::allows(&plan.schedule.budget, self.driver.store, &plan.name, at_work, job)
+    /// Where there is a budget, and something waits for it.
+    fn turnstile(&self, waiting: usize) -> Result<Option<Turnstile>> {
+        let has_room = waiting > 0 && self.running.len() < self.driver.jobs;
+        match self.plan.filter(|plan| plan.schedule.budget != Budget::default() && has_room) {
+            Some(plan) => budget::turnstile(self.driver.results, &plan.name).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn account(&mut self) -> Result<Option<Account>> {
+        let at_work: Vec<&Job> = self.running.iter().map(|at| &at.job).collect();
+        self.plan.map(|plan| Account::of(self.driver, plan, &at_work)).transpose()
     }
 
     fn obey_interrupts(&mut self, interrupts: usize) -> Result<()> {
@@ -350,10 +366,8 @@ impl<'t, 'a> Turn<'t, 'a> {
         self.summary.reused = self.reused.iter().filter(|run| !now.contains(run)).count();
         self.summary.by_fallback = self.strategy.by_fallback(self.driver)?;
         let Some(plan) = self.plan else { return Ok(self.summary) };
-        let budget = &plan.schedule.budget;
-        if *budget != Budget::default() {
-            let spent = budget::Spent::so_far(self.driver.store, &plan.name)?;
-            self.summary.budget = Some(budget::words(budget, &spent));
+        if plan.schedule.budget != Budget::default() {
+            self.summary.budget = Some(super::spent(plan, self.driver.store)?);
         }
         Ok(self.summary)
     }

@@ -4,6 +4,7 @@ use super::{MOST_POINTS, SEED, known, plain, same};
 use anyhow::{Result, anyhow, bail};
 use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Entry, Node, Origin, Written};
+use fathom_spec::units::Tokens;
 use serde_json::Value;
 
 /// A named way to set some keys.
@@ -36,6 +37,8 @@ pub(super) enum Values {
 pub(super) struct Condition {
     pub axis: String,
     pub values: Vec<Value>,
+    /// As it is written.
+    list: Value,
     pub origin: Origin,
 }
 
@@ -168,7 +171,18 @@ fn values(key: &str, items: &[Written]) -> Vec<Choice> {
 
 fn variants(key: &str, written: &Written) -> Result<Vec<Choice>> {
     let variant = |variant: &Entry| {
-        let settings = variant.value.entries(&format!("axes.{key}.{}", variant.key))?;
+        let place = format!("axes.{key}.{}", variant.key);
+        if !matches!(variant.value.node, Node::Map(_)) {
+            let near = nearest(&variant.key, DEFINING);
+            let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+            bail!(
+                "{}: {place}: expected the settings of a named variant, found {}\n  help: {near}an axis has named variants, or is \
+                 defined by one of `values`, `variants`, `log`, `lin` and `int`",
+                variant.key_origin,
+                variant.value.describe()
+            );
+        }
+        let settings = variant.value.entries(&place)?;
         let settings = settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
         Ok(Choice { axis: key.to_string(), shown: variant.key.clone().into(), settings })
     };
@@ -218,18 +232,33 @@ fn defined(key: &str, written: &Written, random: bool) -> Result<Axis> {
 pub(super) fn conditions(written: &Written, place: &str) -> Result<Vec<Condition>> {
     let condition = |entry: &Entry| {
         let values = match &entry.value.node {
+            Node::List(items) if items.is_empty() => bail!(
+                "{}: {place}: expected values of `{}`, found an empty list",
+                entry.value.origin,
+                entry.key
+            ),
             Node::List(items) => items.iter().map(Written::to_json).collect(),
             _ => vec![entry.value.to_json()],
         };
-        Condition { axis: entry.key.clone(), values, origin: entry.key_origin.clone() }
+        // The list itself, where the axis has lists as its values.
+        let list = entry.value.to_json();
+        Ok(Condition { axis: entry.key.clone(), values, list, origin: entry.key_origin.clone() })
     };
-    Ok(written.entries(place)?.iter().map(condition).collect())
+    let conditions: Vec<Condition> =
+        written.entries(place)?.iter().map(condition).collect::<Result<_>>()?;
+    if conditions.is_empty() {
+        bail!("{}: {place}: expected at least one axis with a value, found none", written.origin);
+    }
+    Ok(conditions)
 }
 
 impl Condition {
     pub(super) fn holds(&self, choices: &[Choice]) -> bool {
-        let is = |choice: &Choice| self.values.iter().any(|value| same(value, &choice.shown));
-        choices.iter().any(|choice| choice.axis == self.axis && is(choice))
+        choices.iter().any(|choice| choice.axis == self.axis && self.is(choice))
+    }
+
+    fn is(&self, choice: &Choice) -> bool {
+        self.list == choice.shown || self.values.iter().any(|value| same(value, &choice.shown))
     }
 
     /// Refuses an axis that is not among `axes`, and a value that it never has (one without choices is drawn).
@@ -247,7 +276,8 @@ impl Condition {
         let never = |value: &&Value| {
             !choices.is_empty() && !choices.iter().any(|choice| same(value, &choice.shown))
         };
-        if let Some(value) = self.values.iter().find(never) {
+        let is_whole = choices.iter().any(|choice| self.list == choice.shown);
+        if let Some(value) = self.values.iter().find(|value| !is_whole && never(value)) {
             let labels: Vec<String> = choices.iter().map(|choice| plain(&choice.shown)).collect();
             bail!(
                 "{}: {place}: expected a value of the axis `{}`, found `{}`\n  help: its values: {}",
@@ -281,6 +311,12 @@ fn range(
     let [low, high] = ends[..] else {
         bail!("{}: {place}: expected two ends, found {}", written.origin, ends.len())
     };
+    if low >= high {
+        bail!(
+            "{}: {place}: expected the lower end before the higher one, found {low} and {high}",
+            written.origin
+        );
+    }
     if scale == Scale::Log && (low <= 0.0 || high <= 0.0) {
         bail!(
             "{}: {place}: expected ends above 0 for `log`, found {low} and {high}",
@@ -327,6 +363,7 @@ fn number(written: &Written, place: &str) -> Result<f64> {
     let found = match written.node {
         Node::Int(n) => Some(n as f64),
         Node::Float(x) => Some(x),
+        Node::String(ref text) => text.parse::<Tokens>().ok().map(|tokens| tokens.0 as f64),
         _ => None,
     };
     let found = found.filter(|x| x.is_finite());
@@ -336,23 +373,40 @@ fn number(written: &Written, place: &str) -> Result<f64> {
 }
 
 impl Distribution {
-    /// Evenly spaced values, both ends included.
+    /// Evenly spaced values, both ends included as they are written; between them as few digits as tell them apart, three at
+    /// least.
     fn spaced(&self, count: usize) -> Result<Vec<Choice>> {
-        if self.multiple_of.is_some() {
-            self.check()?;
+        self.check()?;
+        let places = (0..count).map(|index| index as f64 / (count - 1) as f64);
+        let values: Vec<f64> = match self.multiple_of {
+            Some(_) => places.map(|t| self.rounded(self.at(t))).collect(),
+            None => {
+                let digits = |digits: usize| -> Vec<f64> {
+                    let of = |t: f64| match t {
+                        0.0 => self.low,
+                        1.0 => self.high,
+                        t => rounded_to(digits, self.at(t)),
+                    };
+                    places.clone().map(of).collect()
+                };
+                let rises = |values: &Vec<f64>| values.is_sorted_by(|a, b| a < b);
+                (3..=17).map(digits).find(rises).unwrap_or_else(|| digits(17))
+            }
+        };
+        if !values.is_sorted_by(|a, b| a < b) {
+            let mut distinct = values;
+            distinct.dedup();
+            bail!(
+                "{}: axes.{}.count: expected so many values that differ, found {} of {count}\n  help: lower `count`, or take \
+                 `multiple_of` smaller",
+                self.origin,
+                self.key,
+                distinct.len()
+            );
         }
         let whole = self.low.fract() == 0.0 && self.high.fract() == 0.0 && self.scale == Scale::Lin;
-        let mut choices: Vec<Choice> = Vec::new();
-        for index in 0..count {
-            let x = self.at(index as f64 / (count - 1) as f64);
-            let x = if self.multiple_of.is_some() { self.rounded(x) } else { three_digits(x) };
-            let choice = self.choice(x, whole || self.multiple_of.is_some());
-            // Neighbours may round to one multiple.
-            if choices.last().is_none_or(|last| last.shown != choice.shown) {
-                choices.push(choice);
-            }
-        }
-        Ok(choices)
+        let whole = whole || self.multiple_of.is_some();
+        Ok(values.into_iter().map(|x| self.choice(x, whole)).collect())
     }
 
     /// Every whole number, or every multiple.
@@ -387,7 +441,7 @@ impl Distribution {
     /// As few digits as a person would write, and enough to tell a thousand values of the range apart.
     fn short(&self, x: f64) -> f64 {
         if self.scale == Scale::Log && self.high > 2.0 * self.low {
-            return three_digits(x);
+            return rounded_to(3, x);
         }
         let decimals = 3.0 - (self.high - self.low).log10().floor();
         let decimals = decimals.clamp(0.0, 300.0) as usize;
@@ -405,13 +459,6 @@ impl Distribution {
     /// Refuses what nothing can be drawn from.
     fn check(&self) -> Result<()> {
         let place = format!("{}: axes.{}", self.origin, self.key);
-        if self.low >= self.high {
-            bail!(
-                "{place}: expected the lower end before the higher one, found {} and {}",
-                self.low,
-                self.high
-            );
-        }
         if self.scale == Scale::Int
             && [self.low, self.high, self.step()].iter().any(|x| x.fract() != 0.0 || x.abs() > 9e15)
         {
@@ -475,7 +522,7 @@ impl Distribution {
     }
 }
 
-/// Three significant digits: what a person would have written.
-fn three_digits(x: f64) -> f64 {
-    format!("{x:.2e}").parse().expect("a printed number is a number")
+/// So many significant digits: with three, what a person would have written.
+fn rounded_to(digits: usize, x: f64) -> f64 {
+    format!("{x:.*e}", digits - 1).parse().expect("a printed number is a number")
 }

@@ -1,6 +1,6 @@
 //! Points of axes: their product or random draws of it, with axes that advance together, and what is taken away or added.
 
-use super::axes::{Axis, Choice, Condition, Distribution, Values, key_choice};
+use super::axes::{Axis, Choice, Condition, Distribution, Values, conditions, key_choice};
 use super::{MOST_POINTS, SEED, known, plain, same};
 use anyhow::{Result, anyhow, bail};
 use fathom_spec::config::nearest;
@@ -12,6 +12,8 @@ pub(super) struct Groups<'a> {
     /// Of all axes.
     names: Vec<String>,
     listed: Vec<Choice>,
+    /// Points of the grid, or draws, to leave out: where all conditions of one of these hold.
+    exclude: Vec<Vec<Condition>>,
     tree: &'a Written,
 }
 
@@ -50,9 +52,10 @@ impl<'a> Groups<'a> {
             let seeds = groups.remove(at);
             groups.push(seeds);
         }
-        let groups = Groups { groups, names, listed, tree };
+        groups.iter().try_for_each(Group::refuse_same_values)?;
+        let mut groups = Groups { groups, names, listed, exclude: Vec::new(), tree };
         groups.check_conditions()?;
-        groups.check_exclude()?;
+        groups.exclude = groups.excluded()?;
         Ok(groups)
     }
 
@@ -80,14 +83,27 @@ impl<'a> Groups<'a> {
         self.listed.iter().filter(|choice| choice.axis == name).collect()
     }
 
-    fn check_exclude(&self) -> Result<()> {
-        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+    fn excluded(&self) -> Result<Vec<Vec<Condition>>> {
+        let mut found = Vec::new();
         for pattern in self.list("exclude")? {
             for entry in pattern.entries("exclude")? {
-                known(entry, &names, "exclude")?;
+                known(
+                    entry,
+                    &self.names.iter().map(String::as_str).collect::<Vec<_>>(),
+                    "exclude",
+                )?;
             }
+            let pattern = conditions(pattern, "exclude")?;
+            pattern.iter().try_for_each(|condition| self.check(condition, "exclude"))?;
+            found.push(pattern);
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Whether an axis is there at every point.
+    pub(super) fn always(&self, axis: &str) -> bool {
+        let of_axis = |group: &&Group| group.names.iter().any(|name| name == axis);
+        self.groups.iter().find(of_axis).is_some_and(|group| group.when.is_empty())
     }
 
     fn list(&self, key: &str) -> Result<&'a [Written]> {
@@ -101,6 +117,13 @@ impl<'a> Groups<'a> {
             let Rows::Listed(rows) = &group.rows else {
                 bail!("axes.{}: expected values, found a distribution", group.names[0])
             };
+            if !combinations.iter().any(|before| group.applies(before)) {
+                bail!(
+                    "{}: axes.{}.when: expected conditions that hold at some point, found some that never do together",
+                    group.when[0].origin,
+                    group.names[0]
+                );
+            }
             let mut next = Vec::new();
             for before in combinations {
                 if !group.applies(&before) {
@@ -120,14 +143,13 @@ impl<'a> Groups<'a> {
             }
             combinations = next;
         }
-        for pattern in self.list("exclude")? {
-            let entries = pattern.entries("exclude")?;
+        for pattern in &self.exclude {
             let before = combinations.len();
-            combinations.retain(|choices| !entries.iter().all(|e| chosen(choices, e)));
+            combinations.retain(|choices| !pattern.iter().all(|one| one.holds(choices)));
             if combinations.len() == before {
                 bail!(
                     "{}: exclude: expected a pattern that some point matches, found none that does",
-                    pattern.origin
+                    pattern[0].origin
                 );
             }
         }
@@ -151,12 +173,8 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        let patterns = self.list("exclude").unwrap_or_default();
-        let is_excluded = |pattern: &Written| match pattern.entries("exclude") {
-            Ok(entries) => entries.iter().all(|entry| chosen(&choices, entry)),
-            Err(_) => false,
-        };
-        if patterns.iter().any(is_excluded) { Draw::Excluded } else { Draw::Made(choices) }
+        let is_excluded = |pattern: &Vec<Condition>| pattern.iter().all(|one| one.holds(&choices));
+        if self.exclude.iter().any(is_excluded) { Draw::Excluded } else { Draw::Made(choices) }
     }
 
     /// A draw with each seed.
@@ -223,6 +241,26 @@ impl Group {
         Group { names: vec![axis.name], rows, when: axis.when }
     }
 
+    /// Each value makes a run of its own.
+    fn refuse_same_values(&self) -> Result<()> {
+        let Rows::Listed(rows) = &self.rows else { return Ok(()) };
+        let is = |a: &Vec<Choice>, b: &Vec<Choice>| {
+            a.iter().zip(b).all(|(a, b)| same(&a.shown, &b.shown))
+        };
+        for (at, row) in rows.iter().enumerate() {
+            let Some(twin) = rows[..at].iter().find(|other| is(other, row)) else { continue };
+            let written = |choice: &Choice| Some(choice.settings.first()?.1.origin.clone());
+            let Some(origin) = row.iter().chain(twin).find_map(written) else { continue };
+            let values: Vec<String> = row.iter().map(|choice| plain(&choice.shown)).collect();
+            bail!(
+                "{origin}: axes.{}: expected values that differ, found `{}` twice",
+                self.names.join(", "),
+                values.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     fn is_seed(&self) -> bool {
         self.names.iter().any(|name| name == SEED)
     }
@@ -237,11 +275,6 @@ impl Group {
             Rows::Drawn(_) => 1.0,
         }
     }
-}
-
-fn chosen(choices: &[Choice], entry: &Entry) -> bool {
-    let value = entry.value.to_json();
-    choices.iter().any(|choice| choice.axis == entry.key && same(&choice.shown, &value))
 }
 
 /// A number from 0 up to but without 1, of a stream for each axis: the 53 high bits of a hash.
@@ -259,16 +292,24 @@ fn zipped(tree: &Written, mut axes: Vec<Axis>) -> Result<Vec<Group>> {
         return Ok(axes.into_iter().map(Group::of).collect());
     };
     let items = zip.items("zip")?;
+    let is_list = |item: &&Written| matches!(item.node, Node::List(_));
     // One group may be written without the outer list.
-    let lists: Vec<&Written> = if items.iter().all(|item| matches!(item.node, Node::List(_))) {
-        items.iter().collect()
-    } else {
-        vec![zip]
+    let lists: Vec<&Written> = match items.iter().filter(is_list).count() {
+        0 => vec![zip],
+        count if count == items.len() => items.iter().collect(),
+        _ => bail!(
+            "{}: zip: expected names of axes, or lists of them, found both\n  help: `[[a, b], [c, d]]` has two pairs",
+            zip.origin
+        ),
     };
+    let all: Vec<String> = axes.iter().map(|axis| axis.name.clone()).collect();
     for list in lists {
         let mut members: Vec<(String, Vec<Choice>)> = Vec::new();
         for name in list.items("zip")? {
             let text = name.text("zip")?;
+            if all.iter().any(|axis| axis == text) && !axes.iter().any(|axis| axis.name == text) {
+                bail!("{}: zip: expected each axis once, found `{text}` again", name.origin);
+            }
             let at = axes.iter().position(|axis| axis.name == text).ok_or_else(|| {
                 let near = nearest(text, axes.iter().map(|axis| axis.name.as_str()));
                 let help =
@@ -280,6 +321,12 @@ fn zipped(tree: &Written, mut axes: Vec<Axis>) -> Result<Vec<Group>> {
         let Some((first, rows)) = members.first() else {
             bail!("{}: zip: expected names of axes, found none", list.origin)
         };
+        if members.len() == 1 {
+            bail!(
+                "{}: zip: expected two axes or more, which go together, found `{first}` alone",
+                list.origin
+            );
+        }
         let count = rows.len();
         if let Some((other, rows)) = members.iter().find(|(_, rows)| rows.len() != count) {
             bail!(

@@ -1,12 +1,17 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 //!
 //! `axes` reads what is varied, `combine` makes the grid or the random draws of it, `rules` are what follows of a point's values
-//! (conditional settings, derived values, constraints), `points` resolves them. [`schema`] tells editors all of it, [`wandb`]
+//! (conditional settings, derived values in the order of `derive`, constraints), `points` resolves them, `lost` refuses what none
+//! of them would have; `bisect` and `report` read what is searched and reported. [`schema`] tells editors all of it, [`wandb`]
 //! brings the sweep files of Weights & Biases.
 
 mod axes;
+mod bisect;
 mod combine;
+mod derive;
+mod lost;
 mod points;
+mod report;
 mod rules;
 pub mod schema;
 pub mod wandb;
@@ -16,16 +21,22 @@ use super::halving::Halving;
 use super::schedule::{self, FALLBACK, Schedule};
 use anyhow::{Context, Result, bail};
 use axes::{Choice, Random, key_choice};
+pub use bisect::{Bisect, PROBE_LAYERS};
+use bisect::{bisect, refuse_beside_search, whole};
 use combine::Groups;
-use fathom_spec::config::written::{Entry, Node, Written};
+use fathom_spec::config::written::{Entry, Node, Origin, Written};
 use fathom_spec::config::{RunConfig, nearest};
-use points::{Made, refuse_duplicates, resolve};
+use points::{Made, resolve};
+use report::check_report;
 use rules::Rules;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Where the stored sweep has what `--set` laid over its file.
 pub const COMMAND_LINE: &str = "command_line";
+
+/// What [`COMMAND_LINE`] has of `--top-up-seeds`.
+pub const TOP_UP_SEEDS: &str = "top_up_seeds";
 
 /// The key path of the seed: it is told apart from the other axes.
 pub const SEED: &str = "train.seed";
@@ -58,6 +69,8 @@ pub struct Plan {
     rules: Rules,
     /// What makes each point; the probes of a case set their value beside it.
     choices: Vec<Vec<Choice>>,
+    /// Where the search stands, if there is one.
+    search_origin: Origin,
 }
 
 /// One run of a sweep.
@@ -70,25 +83,6 @@ pub struct Point {
     pub settings: Map<String, Value>,
     pub config: RunConfig,
 }
-
-/// A search for the largest value of one parameter with which a run still finishes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Bisect {
-    pub parameter: String,
-    pub low: u64,
-    pub high: u64,
-    /// The search ends when the bracket is at most this wide.
-    pub resolution: u64,
-    /// Every probe is a multiple of this.
-    pub multiple_of: u64,
-    /// Probes work only so many layers of the model, whose memory is that of all of them in a fraction of the time.
-    pub probe_layers: Option<u64>,
-    /// Values that are tried first, rising, until one does not finish: the table of the report.
-    pub also: Vec<u64>,
-}
-
-/// The key that a probe sets.
-pub const PROBE_LAYERS: &str = "run.probe_layers";
 
 /// The keys of a sweep file.
 const KEYS: [&str; 15] = [
@@ -154,17 +148,21 @@ impl Plan {
         for entry in tree.entries("the sweep file")? {
             known(entry, &[&KEYS[..], &schedule::KEYS].concat(), "the sweep file")?;
         }
+        refuse_empty(&tree)?;
         let name = match tree.get("name") {
             Some(name) => name.text("name")?.to_string(),
             None => path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned()),
         };
-        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
-            bail!("{file}: name: expected a name that can be a folder's, found `{name}`");
+        let is_bad = |c: char| c.is_control() || ['/', '\\'].contains(&c);
+        if name.is_empty() || name.contains(is_bad) || name.starts_with('.') {
+            let place = tree.get("name").map_or(file, |name| name.origin.to_string());
+            bail!("{place}: name: expected a name that can be a folder's, found `{name}`");
         }
         let base = Base::read(&tree, search_path, overrides)?;
         let random = tree.get("random").map(Random::read).transpose()?;
         let groups = Groups::read(&tree, axes::read(&tree, random.is_some())?)?;
         let rules = Rules::read(&tree)?;
+        lost::refuse_set_twice(&tree)?;
         let halving = Halving::read(&tree)?;
         let schedule = Schedule::read(&tree)?;
         let search = tree.get("search").filter(|_| halving.is_none());
@@ -172,37 +170,29 @@ impl Plan {
         rules.refuse_beside_search(search.as_ref())?;
         rules.conditions().try_for_each(|condition| groups.check(condition, "when.if"))?;
         let grid = if random.is_none() { groups.grid()? } else { Vec::new() };
-        let mut made = Made {
-            file: &file,
-            base: &base,
-            rules: &rules,
-            points: Vec::new(),
-            choices: Vec::new(),
-            left_out: 0,
-        };
+        let included = groups.included()?;
+        if random.is_none() {
+            rules.refuse_conditions_in_vain(|| grid.iter().chain(&included))?;
+        }
+        let mut made = Made::new(&file, &base, &rules);
         for choices in grid {
             made.add(choices)?;
         }
         if let Some(random) = &random {
             made.draw(&groups, random)?;
         }
-        for choices in groups.included()? {
+        for choices in included {
             made.add(choices)?;
         }
+        made.refuse_none(&tree)?;
         let Made { points, choices, left_out, .. } = made;
-        if points.is_empty() && left_out == 0 {
-            bail!("{file}: exclude: expected a point that is not left out, found none");
-        }
-        if points.is_empty() {
-            bail!(
-                "{file}: constraints: expected a point that satisfies them, found none of {left_out} that does"
-            );
-        }
+        let left_out: usize = left_out.iter().sum();
         refuse_beside_search(&tree, search.as_ref(), &choices)?;
+        lost::refuse_set_in_vain(&tree, &groups, &rules, search.as_ref(), &choices)?;
         let swept = choices.iter().flatten().flat_map(|c| c.settings.iter().map(|(key, _)| key));
         let swept = swept.chain(rules.keys()).chain(search.iter().map(|s| &s.parameter));
         refuse_override(&file, overrides, swept)?;
-        refuse_duplicates(&file, &points)?;
+        lost::refuse_duplicates(&tree, &points, &choices)?;
         if let Some(report) = tree.get("report") {
             check_report(report, &points)?;
         }
@@ -227,6 +217,7 @@ impl Plan {
             base,
             rules,
             choices,
+            search_origin: bisect::origin(&tree),
         };
         plan.check_search()?;
         plan.schedule.check(&plan)?;
@@ -241,8 +232,11 @@ impl Plan {
     ///
     /// When the configuration refuses the value.
     pub fn probe(&self, case: usize, search: &Bisect, value: u64, whole: bool) -> Result<Point> {
-        let set =
-            |key: &str, value: u64| key_choice(key, Written::from_json("search", &value.into()));
+        let origin = &self.search_origin;
+        let set = |key: &str, value: u64| {
+            let node = Node::Int(value.try_into().unwrap_or(i64::MAX));
+            key_choice(key, Written { node, origin: origin.clone() })
+        };
         let mut choices = self.choices[case].clone();
         choices.push(set(&search.parameter, value));
         choices.extend(search.probe_layers.filter(|_| !whole).map(|n| set(PROBE_LAYERS, n)));
@@ -288,45 +282,21 @@ impl Plan {
         let Some(search) = &self.search else { return Ok(()) };
         self.foreseen()?;
         for case in 0..self.points.len() {
-            self.probe(case, search, search.low, true)?;
-            self.probe(case, search, search.high, true)?;
+            let low = self.probe(case, search, search.low, true)?;
+            let high = self.probe(case, search, search.high, true)?;
+            if lost::what_runs(&low.config) == lost::what_runs(&high.config) {
+                bail!(
+                    "{}: search.bisect.parameter: expected a key that makes another run, found `{}`, with which {} and {} are the \
+                     same run",
+                    self.search_origin,
+                    search.parameter,
+                    search.low,
+                    search.high
+                );
+            }
         }
         Ok(())
     }
-}
-
-/// A search tries each value once and sets it itself: what would set it too, or ask for seeds, is refused.
-fn refuse_beside_search(
-    tree: &Written,
-    search: Option<&Bisect>,
-    choices: &[Vec<Choice>],
-) -> Result<()> {
-    let (Some(written), Some(search)) = (tree.get("search"), search) else { return Ok(()) };
-    let origin = &written.origin;
-    let seed = format!("a search tries each value once; set its seed under `set` (`{SEED}`)");
-    if let Some(seeds) = tree.get("seeds") {
-        let line = seeds.origin.line;
-        bail!(
-            "{origin}: search: expected a sweep without `seeds`, found one at line {line}\n  help: {seed}"
-        );
-    }
-    for choice in choices.iter().flatten() {
-        if choice.axis == SEED {
-            bail!(
-                "{origin}: search: expected a sweep without the axis `{SEED}`, found one\n  help: {seed}"
-            );
-        }
-        let own = [&search.parameter, PROBE_LAYERS];
-        if let Some((key, value)) = choice.settings.iter().find(|(k, _)| own.contains(&k.as_str()))
-        {
-            bail!(
-                "{}: axes.{}: expected keys that the search does not set itself, found `{key}`",
-                value.origin,
-                choice.axis
-            );
-        }
-    }
-    Ok(())
 }
 
 /// The opening comment, its lines joined, up to a line that names a command.
@@ -336,6 +306,26 @@ fn question(text: &str) -> Option<String> {
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("yaml-language-server"));
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("fathom ")).collect();
     (!lines.is_empty()).then(|| lines.join(" "))
+}
+
+/// An empty list or mapping says nothing; most often something is missing from it.
+fn refuse_empty(tree: &Written) -> Result<()> {
+    for entry in tree.entries("the sweep file")? {
+        let is_empty = match &entry.value.node {
+            Node::List(items) => items.is_empty(),
+            Node::Map(entries) => entries.is_empty(),
+            _ => false,
+        };
+        // Settings may all be taken away by hand, one after the other; nothing hangs on them.
+        if is_empty && !["set", "eval", "report", "seeds", "search"].contains(&entry.key.as_str()) {
+            bail!(
+                "{}: {}: expected something in it, found nothing\n  help: take the line away where nothing is meant",
+                entry.key_origin,
+                entry.key
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a key that is none of `keys`.
@@ -374,58 +364,8 @@ fn refuse_override<'a>(
     }
 }
 
-/// What the report is told has to be of this sweep.
-fn check_report(report: &Written, points: &[Point]) -> Result<()> {
-    for entry in report.entries("report")? {
-        known(entry, &["title", "baseline", "method", "context_length"], "report")?;
-    }
-    if let Some(title) = report.get("title") {
-        title.text("report.title")?;
-    }
-    if let Some(length) = report.get("context_length")
-        && !matches!(length.node, Node::Int(n) if n > 0)
-    {
-        bail!(
-            "{}: report.context_length: expected a whole number, 1 or more, found {}",
-            length.origin,
-            length.describe()
-        );
-    }
-    if let Some(method) = report.get("method")
-        && !["prefix", "last_stride"].contains(&method.text("report.method")?)
-    {
-        bail!(
-            "{}: report.method: expected `prefix` or `last_stride`, found {}",
-            method.origin,
-            method.describe()
-        );
-    }
-    let Some(baseline) = report.get("baseline") else { return Ok(()) };
-    let (json, name) = (baseline.to_json(), plain(&baseline.to_json()));
-    let same =
-        |value: &Value| plain(value) == name || json.is_number() && value.as_f64() == json.as_f64();
-    let is = |point: &Point| {
-        point.label == name || point.settings.iter().any(|(key, value)| key != SEED && same(value))
-    };
-    if points.iter().any(is) {
-        return Ok(());
-    }
-    let of = |point: &Point| -> Vec<String> {
-        point
-            .settings
-            .iter()
-            .filter(|(key, _)| *key != SEED)
-            .map(|(_, value)| plain(value))
-            .collect()
-    };
-    let names: std::collections::BTreeSet<String> = points.iter().flat_map(of).collect();
-    let near = nearest(&name, names.iter().map(String::as_str));
-    let help = near.map(|near| format!("\n  help: did you mean `{near}`?")).unwrap_or_default();
-    bail!("{}: report.baseline: expected a point's label, found `{name}`{help}", baseline.origin)
-}
-
 /// Whether two values are one: `1` and `1.0` are.
-fn same(a: &Value, b: &Value) -> bool {
+pub(super) fn same(a: &Value, b: &Value) -> bool {
     a == b || a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
 }
 
@@ -435,7 +375,7 @@ fn short(axis: &str) -> &str {
 }
 
 /// A value as a label shows it: `1e-5`, `yarn4`.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(n) if n.is_f64() => {
@@ -448,76 +388,4 @@ fn plain(value: &Value) -> String {
         }
         other => other.to_string(),
     }
-}
-
-fn bisect(search: &Written) -> Result<Bisect> {
-    for entry in search.entries("search")? {
-        known(entry, &["bisect", "halving"], "search")?;
-    }
-    let Some(written) = search.get("bisect") else {
-        bail!("{}: search: expected `bisect`, found none", search.origin);
-    };
-    for entry in written.entries("search.bisect")? {
-        let keys =
-            ["parameter", "low", "high", "resolution", "multiple_of", "probe_layers", "also"];
-        known(entry, &keys, "search.bisect")?;
-    }
-    let value = |key: &str| {
-        let value = written.get(key);
-        value.with_context(|| {
-            format!("{}: search.bisect: expected the key `{key}`, found none", written.origin)
-        })
-    };
-    let whole = |key: &str| whole(value(key)?, &format!("search.bisect.{key}"));
-    let optional =
-        |key: &str, default: u64| if written.get(key).is_some() { whole(key) } else { Ok(default) };
-    let (low, high) = (whole("low")?, whole("high")?);
-    let multiple_of = optional("multiple_of", 1)?;
-    let resolution = optional("resolution", (low / 8).max(multiple_of))?.max(multiple_of);
-    if low >= high {
-        bail!("{}: search.bisect: expected low below high, found {low} and {high}", written.origin);
-    }
-    if low % multiple_of != 0 || high % multiple_of != 0 {
-        bail!(
-            "{}: search.bisect: expected low and high as multiples of {multiple_of}",
-            written.origin
-        );
-    }
-    let parameter = value("parameter")?.text("search.bisect.parameter")?.to_string();
-    let probe_layers = written.get("probe_layers").map(|_| whole("probe_layers")).transpose()?;
-    let also = written.get("also").map_or(Ok(Vec::new()), |list| also(list, multiple_of))?;
-    Ok(Bisect { parameter, low, high, resolution, multiple_of, probe_layers, also })
-}
-
-/// The values to try first, rising.
-fn also(list: &Written, multiple_of: u64) -> Result<Vec<u64>> {
-    const PLACE: &str = "search.bisect.also";
-    let mut values = Vec::new();
-    for item in list.items(PLACE)? {
-        let value = whole(item, PLACE)?;
-        if value % multiple_of != 0 {
-            bail!("{}: {PLACE}: expected multiples of {multiple_of}, found {value}", item.origin);
-        }
-        if values.contains(&value) {
-            bail!("{}: {PLACE}: expected each value once, found {value} again", item.origin);
-        }
-        values.push(value);
-    }
-    values.sort_unstable();
-    Ok(values)
-}
-
-fn whole(value: &Written, place: &str) -> Result<u64> {
-    let number = match &value.node {
-        Node::Int(n) => u64::try_from(*n).ok().filter(|n| *n > 0),
-        Node::String(text) => text.parse::<fathom_spec::units::Tokens>().ok().map(|t| t.0),
-        _ => None,
-    };
-    number.with_context(|| {
-        format!(
-            "{}: {place}: expected a whole number, 1 or more, found {}",
-            value.origin,
-            value.describe()
-        )
-    })
 }

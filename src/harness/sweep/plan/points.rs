@@ -2,8 +2,9 @@
 
 use super::axes::{Choice, Random, key_choice};
 use super::combine::{Draw, Groups};
+use super::lost::refuse_axes_at_odds;
 use super::rules::Rules;
-use super::{COMMAND_LINE, MOST_POINTS, Plan, Point, SEED, plain, short};
+use super::{COMMAND_LINE, MOST_POINTS, Plan, Point, SEED, TOP_UP_SEEDS, plain, short};
 use crate::sweep::base::Base;
 use anyhow::{Result, bail};
 use fathom_spec::config::RunConfig;
@@ -18,22 +19,50 @@ pub(super) struct Made<'a> {
     pub rules: &'a Rules,
     pub points: Vec<Point>,
     pub choices: Vec<Vec<Choice>>,
-    pub left_out: usize,
+    /// How many each constraint leaves out of those that satisfy the ones before it.
+    pub left_out: Vec<usize>,
 }
 
-impl Made<'_> {
+impl<'a> Made<'a> {
+    pub(super) fn new(file: &'a str, base: &'a Base, rules: &'a Rules) -> Made<'a> {
+        let (points, choices, left_out) = (Vec::new(), Vec::new(), vec![0; rules.constraints()]);
+        Made { file, base, rules, points, choices, left_out }
+    }
+
     pub(super) fn add(&mut self, choices: Vec<Choice>) -> Result<()> {
         if self.points.len() == MOST_POINTS {
             bail!("{}: expected at most {MOST_POINTS} points, found more", self.file);
         }
+        refuse_axes_at_odds(&choices)?;
         let point = resolve(self.base, self.rules, &choices)?;
-        if self.rules.satisfied_by(&point, &choices)? {
-            self.points.push(point);
-            self.choices.push(choices);
-        } else {
-            self.left_out += 1;
+        match self.rules.broken_by(&point, &choices)? {
+            None => {
+                self.points.push(point);
+                self.choices.push(choices);
+            }
+            Some(constraint) => self.left_out[constraint] += 1,
         }
         Ok(())
+    }
+
+    /// Refuses a sweep without a point.
+    pub(super) fn refuse_none(&self, tree: &Written) -> Result<()> {
+        if !self.points.is_empty() {
+            return Ok(());
+        }
+        let left_out: usize = self.left_out.iter().sum();
+        let key = if left_out == 0 { "exclude" } else { "constraints" };
+        let place = tree.get(key).map_or(self.file.to_string(), |key| key.origin.to_string());
+        if left_out == 0 {
+            bail!(
+                "{place}: exclude: expected a point that is not left out, found none\n  help: `exclude` takes away what it names; \
+                 the whole grid is too much"
+            );
+        }
+        bail!(
+            "{place}: constraints: expected a point that satisfies them, found none of {left_out} that does\n  help: {}",
+            self.rules.told(&self.left_out)
+        )
     }
 
     /// Draws until there are as many points as are asked for. Draw `n` is the same however many are asked for, so a larger
@@ -64,7 +93,7 @@ impl Made<'_> {
                  constraints)\n  help: lower `count`, or give the axes more values",
                 random.origin,
                 random.count,
-                self.left_out
+                self.left_out.iter().sum::<usize>()
             );
         }
         Ok(())
@@ -84,22 +113,6 @@ pub(super) fn resolve(base: &Base, rules: &Rules, choices: &[Choice]) -> Result<
         choices.iter().map(|choice| (choice.axis.clone(), choice.shown.clone())).collect();
     settings.insert(SEED.to_string(), json!(config.train.seed));
     Ok(Point { label, seed: config.train.seed, settings, config })
-}
-
-/// Refuses two points that are one run.
-pub(super) fn refuse_duplicates(file: &str, points: &[Point]) -> Result<()> {
-    let mut known: HashMap<String, &Point> = HashMap::new();
-    for point in points {
-        if let Some(twin) = known.insert(point.config.to_json().to_string(), point) {
-            bail!(
-                "{file}: expected points that differ, found two that are the same run: `{}` and `{}`, seed {}",
-                twin.label,
-                point.label,
-                point.seed
-            );
-        }
-    }
-    Ok(())
 }
 
 impl Plan {
@@ -125,6 +138,54 @@ impl Plan {
         let mut of_sweep: Vec<u64> = self.points.iter().map(|point| point.seed).collect();
         of_sweep.sort_unstable();
         of_sweep.dedup();
+        self.with_seeds(count as u64, |point, seeds| {
+            let mut seeds = seeds.to_vec();
+            for seed in of_sweep.iter().copied().chain(known(point)?).chain(0..) {
+                if seeds.len() >= count {
+                    break;
+                }
+                if !seeds.contains(&seed) {
+                    seeds.push(seed);
+                }
+            }
+            Ok(seeds)
+        })
+    }
+
+    /// Adds the seeds that `further` names of each point, which an earlier [`Plan::top_up_seeds`] to `count` brought.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::top_up_seeds`].
+    pub fn keep_seeds(
+        &mut self,
+        count: u64,
+        mut further: impl FnMut(&Point) -> Result<Vec<u64>>,
+    ) -> Result<()> {
+        let mut any = false;
+        let mut kept = self.clone();
+        kept.with_seeds(count, |point, seeds| {
+            let mut seeds = seeds.to_vec();
+            for seed in further(point)? {
+                if !seeds.contains(&seed) {
+                    seeds.push(seed);
+                    any = true;
+                }
+            }
+            Ok(seeds)
+        })?;
+        if any {
+            *self = kept;
+        }
+        Ok(())
+    }
+
+    /// Gives each point the seeds that `seeds` makes of those it has.
+    fn with_seeds(
+        &mut self,
+        count: u64,
+        mut seeds: impl FnMut(&Point, &[u64]) -> Result<Vec<u64>>,
+    ) -> Result<()> {
         let mut seen: Vec<(Vec<Choice>, usize, Vec<u64>)> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
         for (at, point) in self.points.iter().enumerate() {
@@ -139,17 +200,8 @@ impl Plan {
             seen[place].2.push(point.seed);
         }
         let (mut points, mut choices) = (Vec::new(), Vec::new());
-        for (own, at, mut seeds) in seen {
-            let candidates = of_sweep.iter().copied().chain(known(&self.points[at])?).chain(0..);
-            for seed in candidates {
-                if seeds.len() >= count {
-                    break;
-                }
-                if !seeds.contains(&seed) {
-                    seeds.push(seed);
-                }
-            }
-            for seed in seeds {
+        for (own, at, before) in seen {
+            for seed in seeds(&self.points[at], &before)? {
                 let value = Written::from_json("--top-up-seeds", &seed.into());
                 let with = [own.clone(), vec![key_choice(SEED, value)]].concat();
                 points.push(resolve(&self.base, &self.rules, &with)?);
@@ -157,7 +209,7 @@ impl Plan {
             }
         }
         (self.points, self.choices) = (points, choices);
-        self.spec[COMMAND_LINE]["top_up_seeds"] = count.into();
+        self.spec[COMMAND_LINE][TOP_UP_SEEDS] = count.into();
         Ok(())
     }
 }

@@ -2,9 +2,12 @@
 //! (`derive`), and what has to hold of a point for it to be run (`constraints`).
 //!
 //! Expressions are minijinja's. They see the point's complete configuration by its key paths, the axes without a dot by their
-//! names, and all axes as `axes["train.learning_rate"]`; a name that is not there is an error.
+//! names, and all axes as `axes["train.learning_rate"]`; a name that is not there is an error. What is derived is read as it is
+//! derived, in whatever order the file has it.
 
 use super::axes::{Choice, Condition, conditions};
+use super::derive::{Derive, in_order};
+use super::lost::{keys_of, replaces};
 use super::{Bisect, Point, known};
 use crate::sweep::base::Base;
 use anyhow::{Result, anyhow, bail};
@@ -21,7 +24,8 @@ use std::sync::LazyLock;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
     when: Vec<When>,
-    derive: Vec<(String, Expression)>,
+    /// Each after what it reads.
+    derive: Derive,
     constraints: Vec<Expression>,
 }
 
@@ -33,11 +37,11 @@ struct When {
 }
 
 #[derive(Debug, Clone)]
-struct Expression {
+pub(super) struct Expression {
     text: String,
     /// `derive.train.schedule.warmup_tokens`.
-    place: String,
-    origin: Origin,
+    pub place: String,
+    pub origin: Origin,
 }
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
@@ -59,6 +63,7 @@ impl Rules {
                 let place = format!("derive.{}", entry.key);
                 rules.derive.push((entry.key.clone(), Expression::read(&entry.value, place)?));
             }
+            rules.derive = in_order(rules.derive)?;
         }
         if let Some(written) = tree.get("constraints") {
             let list = match &written.node {
@@ -83,6 +88,50 @@ impl Rules {
     /// What conditional settings depend on.
     pub(super) fn conditions(&self) -> impl Iterator<Item = &Condition> {
         self.when.iter().flat_map(|when| &when.conditions)
+    }
+
+    /// How many constraints there are.
+    pub(super) fn constraints(&self) -> usize {
+        self.constraints.len()
+    }
+
+    /// How many points each constraint leaves out, in words.
+    pub(super) fn told(&self, left_out: &[usize]) -> String {
+        let one = |(constraint, count): (&Expression, &usize)| {
+            format!("`{}` leaves out {count}", constraint.text)
+        };
+        let told: Vec<String> = self.constraints.iter().zip(left_out).map(one).collect();
+        told.join(", then ")
+    }
+
+    /// What the rules set at a point, each with the rule's name; what hangs on a condition only if `conditional`.
+    pub(super) fn set_at(&self, choices: &[Choice], conditional: bool) -> Vec<(String, String)> {
+        let holds = |when: &&When| {
+            conditional && when.conditions.iter().all(|condition| condition.holds(choices))
+        };
+        let set = self.when.iter().filter(holds).flat_map(|when| &when.set);
+        let set = set.flat_map(|(key, value)| keys_of(key, value));
+        let set = set.map(|(key, _)| ("when.set".to_string(), key));
+        let derived =
+            self.derive.iter().map(|(key, expression)| (expression.place.clone(), key.clone()));
+        set.chain(derived).collect()
+    }
+
+    /// Refuses conditional settings that no point would have.
+    pub(super) fn refuse_conditions_in_vain<'c, I: Iterator<Item = &'c Vec<Choice>>>(
+        &self,
+        points: impl Fn() -> I,
+    ) -> Result<()> {
+        for When { conditions, .. } in &self.when {
+            if !points().any(|choices| conditions.iter().all(|c| c.holds(choices))) {
+                bail!(
+                    "{}: when.if: expected a condition that holds at some point, found one that never does\n  help: all that it \
+                     names has to be there at one point, and not be excluded",
+                    conditions[0].origin
+                );
+            }
+        }
+        Ok(())
     }
 
     /// A search goes on by what comes of its values: none can be left out, or be set otherwise.
@@ -120,31 +169,52 @@ impl Rules {
                 continue;
             }
             for (key, value) in &when.set {
-                refuse_set_twice(&settings, key, &value.origin, "when")?;
+                refuse_set_twice(&settings, key, value, "when")?;
                 settings.push(("when", key, value.clone()));
             }
         }
+        let given = settings.len();
         for (key, expression) in &self.derive {
-            refuse_set_twice(&settings, key, &expression.origin, "derive")?;
+            let value = Written { node: Node::Null, origin: expression.origin.clone() };
+            refuse_set_twice(&settings, key, &value, "derive")?;
             let written = laid(base, &settings)?;
             let value = expression.value(&context(&written, choices))?;
-            let value =
-                Written { origin: expression.origin.clone(), ..Written::from_json("", &value) };
-            settings.push(("derive", key, value));
+            settings.push(("derive", key, expression.written(&value)));
         }
-        laid(base, &settings)
+        // The configuration completes itself: a key that an expression reads may follow from one that was derived after it.
+        for _ in 0..=self.derive.len() {
+            let written = laid(base, &settings)?;
+            if self.derive.is_empty() || RunConfig::from_written(&written).is_err() {
+                return Ok(written);
+            }
+            let context = context(&written, choices);
+            let mut is_settled = true;
+            for ((_, expression), (.., value)) in self.derive.iter().zip(&mut settings[given..]) {
+                let now = expression.written(&expression.value(&context)?);
+                is_settled &= now.to_json() == value.to_json();
+                *value = now;
+            }
+            if is_settled {
+                return Ok(written);
+            }
+        }
+        let (_, Expression { place, origin, .. }) = &self.derive[0];
+        bail!(
+            "{origin}: {place}: expected derived values that agree with the configuration that comes of them, found some that \
+             change it each time\n  help: what they read follows from what they set; name keys that do not"
+        )
     }
 
-    /// Whether a point satisfies every constraint.
-    pub(super) fn satisfied_by(&self, point: &Point, choices: &[Choice]) -> Result<bool> {
+    /// The first constraint that a point does not satisfy, by its place.
+    pub(super) fn broken_by(&self, point: &Point, choices: &[Choice]) -> Result<Option<usize>> {
         if self.constraints.is_empty() {
-            return Ok(true);
+            return Ok(None);
         }
         let context = with_axes(point.config.to_json(), choices);
-        for constraint in &self.constraints {
+        for (at, constraint) in self.constraints.iter().enumerate() {
             match constraint.value(&context)? {
                 Value::Bool(true) => {}
-                Value::Bool(false) => return Ok(false),
+                Value::Bool(false) => return Ok(Some(at)),
                 other => bail!(
                     "{}: {}: expected an expression that is true or false, found `{}`, which is {other}",
                     constraint.origin,
@@ -153,7 +223,7 @@ impl Rules {
                 ),
             }
         }
-        Ok(true)
+        Ok(None)
     }
 }
 
@@ -165,18 +235,21 @@ fn laid(base: &Base, settings: &[(&str, &str, Written)]) -> Result<Written> {
 fn refuse_set_twice(
     settings: &[(&str, &str, Written)],
     key: &str,
-    origin: &Origin,
+    value: &Written,
     rule: &str,
 ) -> Result<()> {
-    let replaces = |set: &str| {
-        set.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    match settings.iter().find(|(_, set, _)| replaces(set)) {
-        Some((by, ..)) => bail!(
-            "{origin}: {rule}.{key}: expected a key that nothing else sets, found one that `{by}` sets at the same point"
-        ),
-        None => Ok(()),
+    for (key, _) in keys_of(key, value) {
+        let is_replaced = |(_, set, value): &&(&str, &str, Written)| {
+            keys_of(set, value).iter().any(|(set, _)| replaces(&key, set))
+        };
+        if let Some((by, ..)) = settings.iter().find(is_replaced) {
+            bail!(
+                "{}: {rule}.{key}: expected a key that nothing else sets, found one that `{by}` sets at the same point",
+                value.origin
+            );
+        }
     }
+    Ok(())
 }
 
 /// What expressions see while some keys are still to be derived: the complete configuration, where there is one by now.
@@ -223,6 +296,9 @@ impl When {
             rule.get(key).ok_or_else(missing)
         };
         let set = part("set")?.entries("when.set")?;
+        if set.is_empty() {
+            bail!("{}: when.set: expected at least one key, found none", rule.origin);
+        }
         let set = set.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
         Ok(When { conditions: conditions(part("if")?, "when.if")?, set })
     }
@@ -258,8 +334,13 @@ impl Expression {
         )
     }
 
+    /// A value of it, as if it stood in its place.
+    fn written(&self, value: &Value) -> Written {
+        Written { origin: self.origin.clone(), ..Written::from_json("", value) }
+    }
+
     /// The key paths that it reads.
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let names = self.compiled().map(|compiled| compiled.undeclared_variables(true));
         let mut names: Vec<String> = names.unwrap_or_default().into_iter().collect();
         names.sort();

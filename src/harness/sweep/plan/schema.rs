@@ -29,8 +29,8 @@ pub fn schema() -> Value {
     }
     all.insert("settings".into(), settings(&keys));
     all.insert("axes".into(), axes(&keys));
-    all.insert("chosen".into(), chosen(&keys, &|reference| reference));
-    all.insert("condition".into(), chosen(&keys, &one_or_more));
+    all.insert("axis".into(), axis());
+    all.insert("condition".into(), mapping(&keys, &|_| json!(true), &json!(true)));
     all.insert("range".into(), range());
     let of_eval = config.pointer("/properties/eval").cloned().unwrap_or(json!(true));
     let known = KEYS.iter().chain(&schedule::KEYS);
@@ -43,6 +43,26 @@ pub fn schema() -> Value {
         "properties": properties.collect::<Map<String, Value>>(),
         "$defs": all,
     })
+}
+
+/// The whole schema as text: a line for each definition, which is short enough to be read and compared.
+///
+/// # Errors
+///
+/// Never, as far as plain data can be written as JSON.
+pub fn text() -> Result<String, serde_json::Error> {
+    let lines = |map: &Map<String, Value>, indent: &str| {
+        let line = |(key, value): (&String, &Value)| {
+            Ok(format!("{indent}{}: {}", json!(key), serde_json::to_string(value)?))
+        };
+        Ok::<_, serde_json::Error>(map.iter().map(line).collect::<Result<Vec<_>, _>>()?.join(",\n"))
+    };
+    let mut whole = schema();
+    let definitions = whole["$defs"].take();
+    let mut whole = whole.as_object().cloned().unwrap_or_default();
+    whole.remove("$defs");
+    let definitions = lines(definitions.as_object().unwrap_or(&Map::new()), "    ")?;
+    Ok(format!("{{\n{},\n  \"$defs\": {{\n{definitions}\n  }}\n}}\n", lines(&whole, "  ")?))
 }
 
 /// Every key path with its schema: sections, keys, and (with `*`) the keys of maps.
@@ -93,8 +113,8 @@ fn top_level(key: &str, of_eval: &Value) -> Value {
         "zip" => {
             with("Axes that advance together", json!({ "anyOf": [names, list(names.clone())] }))
         }
-        "include" => with("Points beside the grid", list(reference("chosen"))),
-        "exclude" => with("Points of the grid to leave out", list(reference("chosen"))),
+        "include" => with("Points beside the grid", list(reference("settings"))),
+        "exclude" => with("Points of the grid to leave out", list(reference("condition"))),
         "when" => with(
             "Settings of the points whose axes have given values",
             list(json!({
@@ -176,19 +196,14 @@ fn settings(keys: &[(String, Value)]) -> Value {
     mapping(keys, &|reference| reference, &json!(true))
 }
 
-/// As settings, for what `include`, `exclude` and `if` choose.
-fn chosen(keys: &[(String, Value)], of: &dyn Fn(Value) -> Value) -> Value {
-    mapping(keys, of, &json!(true))
-}
-
 fn axes(keys: &[(String, Value)]) -> Value {
-    mapping(keys, &axis, &axis(json!(true)))
+    mapping(keys, &axis_of, &reference("axis"))
 }
 
-/// What may stand at an axis whose values are `value`.
-fn axis(value: Value) -> Value {
-    let values = json!({ "type": "array", "minItems": 1, "items": value });
-    let variants = json!({ "type": "object", "additionalProperties": reference("settings") });
+/// What may stand at an axis: the values are told by [`axis_of`].
+fn axis() -> Value {
+    let values = json!({ "type": "array", "minItems": 1 });
+    let variants = json!({ "type": "object", "minProperties": 1, "additionalProperties": reference("settings") });
     let defined = |key: &str, what: &Value| {
         json!({
             "type": "object", "required": [key], "additionalProperties": false,
@@ -200,13 +215,14 @@ fn axis(value: Value) -> Value {
     ] })
 }
 
-fn one_or_more(value: Value) -> Value {
-    json!({ "anyOf": [value, { "type": "array", "minItems": 1, "items": value }] })
+/// An axis whose values are `value`, in a list of its own or under `values`.
+fn axis_of(value: Value) -> Value {
+    let properties = json!({ "values": { "items": value } });
+    json!({ "$ref": "#/$defs/axis", "items": value, "properties": properties })
 }
 
 fn range() -> Value {
-    let ends =
-        json!({ "type": "array", "items": { "type": "number" }, "minItems": 2, "maxItems": 2 });
+    let ends = json!({ "type": "array", "items": { "type": ["number", "string"] }, "minItems": 2, "maxItems": 2 });
     let at_least_two = json!({ "type": "integer", "minimum": 2 });
     let of = |key: &str, mut properties: Value, what: &str| {
         properties[key] = ends.clone();
