@@ -338,7 +338,7 @@ fn a_budget_of_time_holds_back_the_first_runs_too() {
     project.sweep(&format!(
         "axes: {{ train.learning_rate: [0.1, 0.2, 0.3, 0.4] }}\nbudget: {{ seconds: {budget} }}\n"
     ));
-    let said = run(&project, &["--jobs", "4"], &[("SCRIPT_STEP_MS", "5")]);
+    let said = run(&project, &["--jobs", "4"], &[("SCRIPT_STEP_MS", "20")]);
     assert!(said.contains("runs: 4 finished\n"), "{said}");
     let times = ask(&project, "SELECT started_at, ended_at FROM runs ORDER BY started_at");
     let times: Vec<Vec<f64>> =

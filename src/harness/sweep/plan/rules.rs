@@ -184,15 +184,32 @@ impl Rules {
         // The configuration completes itself: a key that an expression reads may follow from one that was derived after it.
         for _ in 0..=self.derive.len() {
             let written = laid(base, &settings)?;
-            if self.derive.is_empty() || RunConfig::from_written(&written).is_err() {
+            if self.derive.is_empty() {
                 return Ok(written);
             }
-            let context = context(&written, choices);
+            // Where values do not go together yet, each is derived from all the others.
+            let is_whole = RunConfig::from_written(&written).is_ok();
+            let whole = context(&written, choices);
+            let mut now = Vec::new();
+            for (at, (_, expression)) in self.derive.iter().enumerate() {
+                let value = if is_whole {
+                    expression.value(&whole)
+                } else {
+                    let mut others = settings.clone();
+                    others.remove(given + at);
+                    expression.value(&context(&laid(base, &others)?, choices))
+                };
+                match value {
+                    Ok(value) => now.push(expression.written(&value)),
+                    // What is wrong with the configuration is said of the configuration.
+                    Err(_) if !is_whole => return Ok(written),
+                    Err(error) => return Err(error),
+                }
+            }
             let mut is_settled = true;
-            for ((_, expression), (.., value)) in self.derive.iter().zip(&mut settings[given..]) {
-                let now = expression.written(&expression.value(&context)?);
-                is_settled &= now.to_json() == value.to_json();
-                *value = now;
+            for ((.., before), now) in settings[given..].iter_mut().zip(now) {
+                is_settled &= now.to_json() == before.to_json();
+                *before = now;
             }
             if is_settled {
                 return Ok(written);
