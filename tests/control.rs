@@ -277,7 +277,7 @@ fn a_harness_that_starts_says_what_became_of_the_runs_it_finds() {
 
 /// On another host there is no process to ask for: what the run writes has to do, and is said to.
 #[test]
-fn a_run_of_another_host_is_neither_dead_nor_lost() {
+fn a_run_of_another_host_is_what_is_heard_of_it() {
     let project = Project::new("examples/scripted_worker", 60);
     let child = project.begun(20);
     until("the store has it as running", || {
@@ -323,6 +323,7 @@ fn a_run_of_another_host_is_neither_dead_nor_lost() {
     }
     let (_, status) = project.control(&["status", &run]);
     assert!(status.contains("no sign for 1 min 0") && status.contains("on host node7"), "{status}");
+    assert!(ls().contains(",lost,"), "{}", ls());
     let (_, tidied) = project.control(&["cleanup"]);
     assert!(tidied.contains("is left as it is: it is of another host, and silent"), "{tidied}");
     assert!(paths.process().exists());
