@@ -2,14 +2,17 @@
 //!
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
 //!
-//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself.
+//! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself; [`see_locks`] whether
+//! locks keep the harnesses of several hosts apart.
 
 mod ending;
+mod hosts;
 mod oom;
 pub mod slurm;
 mod standing;
 
 pub use ending::verdict;
+pub use hosts::see_locks;
 pub use standing::{SILENCE_SECONDS, Standing, State, settle, standing, status_now};
 
 use crate::store::{SavedIdentity, Status};
