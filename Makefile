@@ -5,12 +5,17 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 FATHOM := $(TARGET)/release/fathom
 CARGO  := cargo
 
-.PHONY: help demo test test-slurm build libtorch smollm2 check doc bench bench-store clean-results
+# How long `make fuzz` looks for trouble with each target.
+FUZZ_SECONDS := 60
+FUZZ_TARGETS := sweep_file event_log store command_file
+
+.PHONY: help demo test test-slurm fuzz build libtorch smollm2 check doc bench bench-store clean-results
 
 help:
 	@echo 'make demo     fetch LibTorch, build, pre-train a tiny Llama, sweep its RoPE variants, write the report'
 	@echo 'make test     the whole test suite'
-	@echo 'make test-slurm    the tests of the cluster launcher by a Slurm of this machine alone (slurmctld, slurmd, munge; root)'
+	@echo 'make test-slurm    the tests of the cluster launcher by a Slurm of this machine alone (slurmctld, slurmd, munge; root; with accounts by slurmdbd, mariadb-server)'
+	@echo 'make fuzz     look for input that what fathom reads can'"'"'t bear, FUZZ_SECONDS a target (nightly Rust, cargo-fuzz)'
 	@echo 'make build    both binaries, in $(TARGET)/release/'
 	@echo 'make check    format, clippy and documentation, as CI wants them'
 	@echo 'make bench    time one step of a 7B on this machine'"'"'s GPU, beside PyTorch where it is there'
@@ -29,6 +34,18 @@ test: libtorch smollm2
 
 test-slurm: libtorch
 	FATHOM_SLURM=real tools/slurm_loopback.sh $(CARGO) test --release --workspace --test slurm -- --test-threads=1
+
+# Without a sanitizer: what is looked for is panics and broken promises, in code that is nearly all safe Rust.
+fuzz:
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	for target in $(FUZZ_TARGETS); do \
+	  corpus=tests/fuzz/corpus/$$target; seeds=tests/fuzz/seeds/$$target; dict=tests/fuzz/$$target.dict; \
+	  [ $$target = store ] && seeds=tests/fuzz/seeds/event_log && dict=tests/fuzz/event_log.dict; \
+	  mkdir -p $$corpus; \
+	  [ $$target = sweep_file ] && cp experiments/*.yaml $$corpus; \
+	  $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target $$corpus $$seeds \
+	    -- -dict=$$dict -max_len=4096 -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 libtorch:
 	@tools/check_machine.sh

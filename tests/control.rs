@@ -277,7 +277,7 @@ fn a_harness_that_starts_says_what_became_of_the_runs_it_finds() {
 
 /// On another host there is no process to ask for: what the run writes has to do, and is said to.
 #[test]
-fn a_run_of_another_host_is_neither_dead_nor_lost() {
+fn a_run_of_another_host_is_what_is_heard_of_it() {
     let project = Project::new("examples/scripted_worker", 60);
     let child = project.begun(20);
     until("the store has it as running", || {
@@ -323,9 +323,24 @@ fn a_run_of_another_host_is_neither_dead_nor_lost() {
     }
     let (_, status) = project.control(&["status", &run]);
     assert!(status.contains("no sign for 1 min 0") && status.contains("on host node7"), "{status}");
+    assert!(ls().contains(",lost,"), "{}", ls());
+    let status = || {
+        said(
+            &project
+                .fathom(&["sql", "--format", "csv", "SELECT status FROM v_runs"])
+                .output()
+                .unwrap(),
+        )
+    };
+    assert_eq!(status(), "status\nlost\n");
     let (_, tidied) = project.control(&["cleanup"]);
     assert!(tidied.contains("is left as it is: it is of another host, and silent"), "{tidied}");
     assert!(paths.process().exists());
+
+    // It was but slow: what it logs counts.
+    EventLog::open(&paths.events()).unwrap().write(EventKind::Heartbeat { step: 9 }).unwrap();
+    assert_eq!(status(), "status\nrunning\n");
+    assert!(ls().contains(",running,"), "{}", ls());
 }
 
 /// The kernel tells the worker that its supervisor died; it writes a checkpoint and says why it ended.

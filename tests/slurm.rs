@@ -16,6 +16,11 @@ fn is_real() -> bool {
     std::env::var("FATHOM_SLURM").is_ok_and(|which| which == "real")
 }
 
+/// What tools/slurm_loopback.sh says of the Slurm that it started.
+fn the_real_one_has(what: &str) -> bool {
+    std::env::var(what).is_ok_and(|answer| answer == "yes")
+}
+
 /// A project beside a queue.
 struct Cluster {
     project: Project,
@@ -123,23 +128,84 @@ fn a_harness_finds_the_tasks_of_one_that_was_killed() {
     assert_eq!(cluster.project.attempts(), [1, 1], "no task was started twice");
 }
 
+/// As the accounts tell it, and as the controller does where Slurm keeps none.
 #[test]
-fn a_task_that_slurm_ends_is_no_failure_of_the_run() {
-    if is_real() {
-        return;
+fn how_a_task_ended_is_how_its_run_stands() {
+    for accounts in [true, false] {
+        let cluster = Cluster::new();
+        if accounts {
+            std::fs::write(cluster.queue.join("accounts"), "").unwrap();
+        }
+        cluster.project.sweep("axes: { train.learning_rate: [0.1, 13.0, 14.0] }\n");
+        let output = cluster.command(&scripted(), &[]).output().unwrap();
+        exits(&output, 3);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains("runs: 1 failed, 1 finished, 1 killed\n"), "{said}");
+        let exited = "the worker exited with code 3 and wrote no ending: the script says so";
+        assert!(said.contains(exited), "{said}");
+        assert!(said.contains("killed: SIGABRT"), "{said}");
     }
-    let cluster = Cluster::new();
-    cluster.project.sweep("axes: { train.learning_rate: [14.0] }\n");
-    std::fs::write(cluster.queue.join("1_0.oom"), "").unwrap();
-    let output = cluster.command(&scripted(), &[]).output().unwrap();
+}
+
+/// A worker that does what `script` says, in the run's folder.
+fn worker(cluster: &Cluster, script: &str) -> PathBuf {
+    let path = cluster.project.path("worker.sh");
+    std::fs::write(&path, format!("#!/bin/sh\n[ \"$1\" = run ] || exit 1\ncd \"$2\"\n{script}\n"))
+        .unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What the only run's sweep says that Slurm ended, with Slurm's number of the job left out.
+#[track_caller]
+fn ended_by_slurm(cluster: &Cluster, worker: &Path, arguments: &[&str]) -> String {
+    let output = cluster.command(worker, arguments).output().unwrap();
     exits(&output, 3);
     let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(
-        said.contains(
-            "killed: Slurm ended job 1_0: OUT_OF_MEMORY: the host's memory, not the card's"
-        ),
-        "{said}"
+    let (_, told) = said.split_once("killed: Slurm ended job ").unwrap_or_else(|| panic!("{said}"));
+    let (job, how) = told.lines().next().unwrap().split_once(": ").unwrap();
+    assert!(job.ends_with("_0"), "{job}");
+    how.to_string()
+}
+
+#[test]
+fn a_task_beyond_its_memory_is_told_as_such() {
+    if is_real() && !the_real_one_has("FATHOM_SLURM_MEMORY") {
+        return println!("skipped: this Slurm holds no job to its memory");
+    }
+    let cluster = Cluster::new();
+    cluster.project.sweep("axes: { train.learning_rate: [0.1] }\n");
+    std::fs::write(cluster.queue.join("1_0.told"), "OUT_OF_MEMORY 0:125").unwrap();
+    let eats = if is_real() { "head -c 400M /dev/zero | tail" } else { "kill -9 $$" };
+    let how = ended_by_slurm(&cluster, &worker(&cluster, eats), &["--sbatch=--mem=64M"]);
+    assert_eq!(
+        how,
+        "OUT_OF_MEMORY: the host's memory, not the card's; --sbatch=--mem=… asks for more"
     );
+}
+
+/// Slurm's least time is a minute.
+#[test]
+fn a_task_beyond_its_time_is_told_as_such() {
+    let cluster = Cluster::new();
+    cluster.project.sweep("axes: { train.learning_rate: [0.1] }\n");
+    std::fs::write(cluster.queue.join("1_0.told"), "TIMEOUT 0:15").unwrap();
+    let lasts = if is_real() { "exec sleep 1000" } else { "kill $$" };
+    let how = ended_by_slurm(&cluster, &worker(&cluster, lasts), &["--sbatch=--time=1"]);
+    assert_eq!(how, "TIMEOUT: --sbatch=--time=… asks for more");
+}
+
+#[test]
+fn a_task_that_somebody_cancels_is_killed_and_by_whom_is_said() {
+    let cluster = Cluster::new();
+    std::fs::write(cluster.queue.join("accounts"), "").unwrap();
+    cluster.project.sweep("axes: { train.learning_rate: [0.1] }\n");
+    let cancels =
+        "job=${SLURM_ARRAY_JOB_ID:-1}_$SLURM_ARRAY_TASK_ID\nscancel $job\nexec sleep 1000";
+    let how = ended_by_slurm(&cluster, &worker(&cluster, cancels), &[]);
+    let has_accounts = !is_real() || the_real_one_has("FATHOM_SLURM_ACCOUNTS");
+    let expected = if has_accounts { "CANCELLED by 0" } else { "CANCELLED" };
+    assert_eq!(how, expected);
 }
 
 #[test]

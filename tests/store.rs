@@ -308,6 +308,20 @@ fn a_line_that_is_no_event_changes_nothing() {
     assert_eq!(dump(&store), before);
 }
 
+/// What the store could only pass over is refused, a step and every other kind alike.
+#[test]
+fn an_event_with_a_number_beyond_all_counting_is_not_passed_over() {
+    for (name, kind) in [("a1", step(1, 3.0)), ("a2", finished(1))] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let (id, paths) = plan(&mut store, name, &config(0));
+        let log = lines(&[started(1, 0), kind]).replace("\"seq\":1", "\"seq\":9223372036854775808");
+        std::fs::write(paths.events(), log).unwrap();
+        let message = error(store.ingest_run(&id));
+        assert!(message.contains("expected a seq of at most 9223372036854775807"), "{message}");
+    }
+}
+
 #[test]
 fn a_failure_on_the_way_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();

@@ -458,6 +458,35 @@ fn on_a_shared_file_system_there_is_no_write_ahead_log() {
     assert_eq!(mode(&Store::open(dir.path()).unwrap()), "wal", "and back");
 }
 
+/// As a kill in the midst of a commit leaves it: some pages are written, and the journal knows what they were.
+#[test]
+fn a_commit_that_was_cut_off_is_undone_before_anybody_reads() {
+    let (dir, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut store = Store::open_with(dir.path(), Journal::Rollback("NFS")).unwrap();
+    let events: Vec<Value> = (1..400).map(|n| step(n, 3.0)).collect();
+    record(&mut store, "a1", &[&[started(1, 0)], &events[..]].concat());
+    let expected = dump(&store);
+    let connection = store.connection();
+    connection.pragma_update(None, "cache_size", 1).unwrap();
+    connection
+        .execute_batch("BEGIN IMMEDIATE; UPDATE metrics SET value = 7.0; DELETE FROM params")
+        .unwrap();
+    for file in ["fathom.db", "fathom.db-journal"] {
+        std::fs::copy(dir.path().join(file), cut.path().join(file)).unwrap();
+    }
+    assert_ne!(
+        std::fs::read(cut.path().join("fathom.db")).unwrap(),
+        {
+            connection.execute_batch("ROLLBACK").unwrap();
+            std::fs::read(dir.path().join("fathom.db")).unwrap()
+        },
+        "some of the commit was written"
+    );
+    let reader = Store::open_read_only(cut.path()).unwrap();
+    assert_same(&dump(&reader), &expected, "half of a commit is read");
+    assert!(!cut.path().join("fathom.db-journal").exists());
+}
+
 #[test]
 fn a_check_tells_what_is_missing_torn_or_gone() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use super::sweep::{
     Settings, exit_code, print_summary, repeatable, template_folders, watch_interrupts,
 };
 use super::table::print;
-use crate::run::{find_worker, write_whole};
+use crate::run::{find_worker, see_locks, write_whole};
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{Driver, Identified, identify, last_checkpoint};
@@ -105,6 +105,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
     let point = Point { label, seed, settings: Map::new(), config };
     let point = identify(&[point], &mut Identities::default())?.remove(0);
     let worker = find_worker()?;
+    see_locks(&job.results, |what| tell!("{what}"))?;
     let mut store = Store::open(&job.results)?;
     let progress = Progress::new(point.point.label.len());
     let mut driver = Driver {

@@ -3,15 +3,17 @@
 //! A worker is any program that, called as `PROGRAM run FOLDER`, reads `config.yaml` and appends events to `events.jsonl`.
 //!
 //! [`standing()`] says of any run whether it lives; `verdict` how a worker ended that did not say so itself; [`read_store`] opens
-//! the store for who wants to know how all runs stand.
+//! the store for who wants to know how all runs stand; [`see_locks`] says whether locks keep the harnesses of several hosts apart.
 
 mod ending;
+mod hosts;
 mod oom;
 mod settle;
 pub mod slurm;
 mod standing;
 
 pub use ending::verdict;
+pub use hosts::see_locks;
 pub use settle::{fail_as_damaged, read_apart, read_store, settle};
 pub use standing::{SILENCE_SECONDS, Standing, State, standing, status_now};
 
@@ -104,10 +106,14 @@ fn try_lock(paths: &RunPaths) -> Result<Option<Lock>> {
     loop {
         let context = || format!("{}: the run's lock can't be taken", paths.lock().display());
         let file = File::create(paths.lock()).with_context(context)?;
-        // SAFETY: flock on a descriptor that `file` owns.
-        let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        if answer != 0 {
-            return Ok(None);
+        match try_flock(&file, libc::LOCK_EX) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => bail!(
+                "{}: expected a file system that locks files, found one that does not: {error}\n  help: mount it with locks \
+                 (Lustre: `-o flock`), or take another folder by --results",
+                paths.lock().display()
+            ),
         }
         // Between the two, `fathom control cleanup` may have removed the file: a lock without a name keeps nobody out.
         let held = file.metadata().with_context(context)?;
@@ -155,8 +161,28 @@ fn control_files(paths: &RunPaths) -> Vec<PathBuf> {
 /// Whether a process, supervisor or worker, has the run.
 pub fn is_held(paths: &RunPaths) -> bool {
     let Ok(file) = File::open(paths.lock()) else { return false };
-    // SAFETY: flock on a descriptor that `file` owns; a lock that is got goes with the file.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) != 0 }
+    // A lock that is got goes with the file. Where there are none, nobody holds one.
+    matches!(try_flock(&file, libc::LOCK_SH), Ok(false))
+}
+
+/// Whether a lock was got; it is let go with the file.
+///
+/// # Errors
+///
+/// When the file system has no locks.
+fn try_flock(file: &File, kind: libc::c_int) -> std::io::Result<bool> {
+    loop {
+        // SAFETY: flock on a descriptor that `file` owns.
+        if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
+            return Ok(true);
+        }
+        let error = std::io::Error::last_os_error();
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock => return Ok(false),
+            std::io::ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        }
+    }
 }
 
 /// What the worker is, to this process.

@@ -73,7 +73,8 @@ fn is_settled(store: &Store) -> Result<bool> {
 }
 
 /// Sets right what the store says of runs that are not finished: takes in what their folders have more, and gives those that
-/// ended without a word, and whose processes are gone, the verdict `lost`. What is alive, on this host or on another, is left.
+/// ended without a word, and whose processes are gone, the verdict `lost`; so too one of another host that was not heard of for
+/// [`super::SILENCE_SECONDS`], which is running again as soon as it logs more. What is alive, on this host or on another, is left.
 /// Returns the runs that are lost, with the reasons.
 ///
 /// # Errors
@@ -131,8 +132,10 @@ fn would_change(store: &Store, run: &Unfinished, paths: &RunPaths, now: f64) -> 
     if is_held(paths) {
         return Ok(false);
     }
-    let at_work = standing_where(paths, now, || false).is_ok_and(|found| found.state.is_at_work());
-    Ok(!at_work || store.lags(run)?)
+    let found = standing_where(paths, now, || false);
+    let is_heard_of =
+        found.is_ok_and(|found| matches!(found.state, State::Running | State::Elsewhere));
+    Ok(!is_heard_of || store.lags(run)?)
 }
 
 /// Settles one run that nobody else has; says why where it is lost.
@@ -169,6 +172,7 @@ fn settle_one(
     };
     let reason = match found.map(|Standing { state, .. }| state) {
         Ok(State::Dead(reason)) => reason,
+        Ok(State::Silent) => "its host gives no sign any more".into(),
         Ok(State::NotBegun) if status == Status::Running => {
             "nothing was logged, and no process has the run".into()
         }

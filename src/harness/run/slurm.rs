@@ -21,6 +21,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How often `squeue` is asked; more often is a burden on the cluster's controller.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the accounts are waited for, which come to know a little later than the queue who cancelled a task.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// States of a task that has not come to its end (`man squeue`, "JOB STATE CODES").
 const ALIVE: [&str; 14] = [
     "PENDING",
@@ -56,6 +59,8 @@ struct Queue {
     /// What `squeue` said last.
     states: HashMap<Name, String>,
     asked: Option<Instant>,
+    /// Since when the queue has called a task cancelled of which the accounts do not yet.
+    cancelled: HashMap<Name, Instant>,
 }
 
 /// A task's name, which is ours and known before Slurm gives it a number; what a run's folder keeps.
@@ -107,6 +112,7 @@ impl Slurm {
             jobs: HashMap::new(),
             states: HashMap::new(),
             asked: None,
+            cancelled: HashMap::new(),
         }))))
     }
 
@@ -243,14 +249,23 @@ impl Task {
     pub fn try_wait(&self) -> Result<Option<Ended>> {
         let mut queue = self.slurm.0.borrow_mut();
         let Some(name) = queue.tasks.get(&self.folder).cloned() else { return Ok(None) };
-        if queue.asked.is_none_or(|asked| asked.elapsed() >= INTERVAL) && queue.ask().is_err() {
+        let asks = queue.asked.is_none_or(|asked| asked.elapsed() >= INTERVAL);
+        if asks && queue.ask().is_err() || !asks && queue.cancelled.contains_key(&name) {
             return Ok(None);
         }
         match queue.states.get(&name) {
             Some(state) if is_alive(state) => Ok(None),
             state => {
-                let job = queue.jobs.get(&name).map_or("unknown", String::as_str);
-                Ok(Some(how_it_ended(job, state.cloned())))
+                let state = state.cloned();
+                let job = queue.jobs.get(&name).map_or("unknown", String::as_str).to_string();
+                let accounts = accounts(&job);
+                if state.as_deref() == Some("CANCELLED") && matches!(accounts, Ok(None)) {
+                    let since = queue.cancelled.entry(name).or_insert_with(Instant::now);
+                    if since.elapsed() < PATIENCE {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(how_it_ended(&job, state, accounts.unwrap_or_default())))
             }
         }
     }
@@ -273,15 +288,22 @@ impl Task {
     }
 }
 
+/// What the accounts say of a task that has ended, its state and exit code; `None` where they have not heard of its end.
+///
+/// # Errors
+///
+/// When Slurm keeps no accounts, or they do not answer.
+fn accounts(job: &str) -> Result<Option<(String, String)>> {
+    let mut command = Command::new("sacct");
+    command.args(["--noheader", "--parsable2", "--allocations", "--format=State,ExitCode"]);
+    let said = output(command.arg(format!("--jobs={job}")))?;
+    let known = said.lines().next().and_then(|line| line.split_once('|'));
+    let ended = known.filter(|(state, _)| !is_alive(state));
+    Ok(ended.map(|(state, code)| (state.to_string(), code.to_string())))
+}
+
 /// By the accounts, or by what the controller still remembers.
-fn how_it_ended(job: &str, state: Option<String>) -> Ended {
-    let by_sacct = || {
-        let mut command = Command::new("sacct");
-        command.args(["--noheader", "--parsable2", "--allocations", "--format=State,ExitCode"]);
-        let said = output(command.arg(format!("--jobs={job}"))).ok()?;
-        let (state, code) = said.lines().next()?.split_once('|')?;
-        Some((state.to_string(), code.to_string()))
-    };
+fn how_it_ended(job: &str, state: Option<String>, accounts: Option<(String, String)>) -> Ended {
     let by_scontrol = || {
         let said =
             output(Command::new("scontrol").args(["--oneliner", "show", "job", job])).ok()?;
@@ -290,8 +312,7 @@ fn how_it_ended(job: &str, state: Option<String>) -> Ended {
         };
         Some((value("JobState=")?, value("ExitCode=")?))
     };
-    let known = by_sacct().filter(|(state, _)| !is_alive(state)).or_else(by_scontrol);
-    let (state, code) = match (known, state) {
+    let (state, code) = match (accounts.or_else(by_scontrol), state) {
         (Some((state, code)), _) => (state, code),
         (None, Some(state)) => (state, "0:0".to_string()),
         (None, None) => {

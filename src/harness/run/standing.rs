@@ -104,8 +104,13 @@ pub(super) fn standing_where(
     let signed_in = modified(&paths.process()).filter(|signed_in| Some(*signed_in) > written);
     let last = signed_in.into_iter().chain(last).reduce(f64::max);
     let silent_seconds = last.map(|last| (now - last).max(0.0));
+    // Of a host that is gone a file server may keep the lock for as long as it likes.
+    let is_of_another_kernel = process.as_ref().is_some_and(|process| !process.is_of_this_kernel());
     let state = match (presence, ending) {
         (Some(Presence::Alive), _) => State::Running,
+        (_, ending) if is_of_another_kernel && ending.is_none() && is_held() => {
+            heard_of(silent_seconds)
+        }
         _ if is_held() => State::Running,
         (Some(Presence::Elsewhere), ending) if ending.is_none() || signed_in.is_some() => {
             heard_of(silent_seconds)
@@ -127,9 +132,10 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
     }
     let paths = RunPaths::in_results(results, run_id);
     match standing(&paths, now()).map(|found| found.state) {
-        Ok(State::Running | State::Elsewhere | State::Silent) => Status::Running,
+        Ok(State::Running | State::Elsewhere) => Status::Running,
         Ok(State::Ended(ending)) => ending.parse().unwrap_or(said),
-        Ok(State::Dead(_)) => Status::Lost,
+        // Should it be heard of again, it is running again.
+        Ok(State::Dead(_) | State::Silent) => Status::Lost,
         Ok(State::NotBegun) if said == Status::Running => Status::Lost,
         Err(_) if said == Status::Running && !is_held(&paths) => Status::Failed,
         Ok(State::NotBegun) | Err(_) => said,

@@ -156,6 +156,9 @@ impl<'c> Writer<'c> {
             matches!(line, Line::Other(event) if matches!(event.kind, EventKind::Started { .. }));
         if !begins {
             run.seconds = run.earlier_seconds + line.elapsed_seconds();
+            if run.status == Status::Lost {
+                self.heard_again(run)?;
+            }
         }
         match line {
             Line::Step(step) => self.step(step, run),
@@ -371,6 +374,17 @@ impl<'c> Writer<'c> {
         run.threads = Some(*threads as u64);
         run.environment = Some(environment.clone());
         Ok(())
+    }
+
+    /// An attempt that was taken for lost says more: its host was only silent.
+    fn heard_again(&self, run: &mut Run) -> Result<()> {
+        run.status = Status::Running;
+        run.status_detail = None;
+        self.execute(
+            "UPDATE attempts SET status = 'running', status_detail = NULL
+             WHERE run = ?1 AND status = 'lost' AND seq = (SELECT max(seq) FROM attempts WHERE run = ?1)",
+            [self.run],
+        )
     }
 
     fn ended(

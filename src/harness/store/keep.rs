@@ -28,18 +28,25 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Opens a database that nothing may change. In a folder that can't be written, a write-ahead log's shared memory can't be
-/// made: where no log is left, the file is all there is and is read as it stands.
+/// made: where no log is left, the file is all there is and is read as it stands. A commit that a kill cut off half way, by a
+/// rollback journal, is undone first.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     let looked = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()));
+    let length = |suffix| std::fs::metadata(beside(path, suffix)).map_or(0, |file| file.len());
+    let is_refused = looked.as_ref().is_err_and(|error| {
+        matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+    });
     match looked {
-        Err(error)
-            if matches!(
-                error.sqlite_error_code(),
-                Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
-            ) && std::fs::metadata(beside(path, "-wal")).map_or(0, |file| file.len()) == 0 =>
-        {
+        Err(_) if is_refused && length("-journal") > 0 => {
+            let writer = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            writer.busy_timeout(super::BUSY_TIMEOUT)?;
+            // Whoever may write and reads first undoes it.
+            writer.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+            Ok(Connection::open_with_flags(path, flags)?)
+        }
+        Err(_) if is_refused && length("-wal") == 0 => {
             let name: String = path
                 .to_string_lossy()
                 .chars()

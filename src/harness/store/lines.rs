@@ -2,7 +2,7 @@
 //! detour over a tree of values; every other line, and a step that is written otherwise than expected, is read as an event.
 
 use anyhow::{Context, Result};
-use fathom_spec::record::{Event, EventKind};
+use fathom_spec::record::{Event, EventKind, MAX_SEQ};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
@@ -96,6 +96,7 @@ pub(super) fn read(path: &Path, offset: u64) -> Result<Stretch> {
 fn parse(line: &[u8]) -> Result<Line, serde_json::Error> {
     if let Ok(step) = serde_json::from_slice::<WrittenStep>(line)
         && step.kind == "step"
+        && step.seq <= MAX_SEQ
     {
         return Ok(Line::Step(Step {
             seq: step.seq,

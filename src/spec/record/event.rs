@@ -1,15 +1,19 @@
 //! `Event`: what a run says of itself, one JSON object a line.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// The largest `seq` of an event: stores count in signed 64-bit numbers.
+pub const MAX_SEQ: u64 = i64::MAX as u64;
 
 /// One line of `events.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// Version of the format: 1.
     pub v: u32,
-    /// Counts up by one over the whole log, attempts included; the first line is 0.
+    /// Counts up by one over the whole log, attempts included; the first line is 0, none is above [`MAX_SEQ`].
+    #[serde(deserialize_with = "seq")]
     pub seq: u64,
     /// Wall time, seconds since 1970-01-01 UTC.
     pub time: f64,
@@ -17,6 +21,14 @@ pub struct Event {
     pub elapsed_seconds: f64,
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+fn seq<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let seq = u64::deserialize(deserializer)?;
+    if seq > MAX_SEQ {
+        return Err(de::Error::custom(format!("expected a seq of at most {MAX_SEQ}, found {seq}")));
+    }
+    Ok(seq)
 }
 
 /// How a perplexity was taken; `long-context` readers must never mix the two.

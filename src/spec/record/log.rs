@@ -1,6 +1,6 @@
 //! The append-only event log: written a line at a time, read by anyone, tolerant of a torn last line.
 
-use super::{Event, EventKind, now};
+use super::{Event, EventKind, MAX_SEQ, now};
 use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -59,6 +59,12 @@ impl EventLog {
     /// When the line can't be written whole, a full disk for instance: what was written of it is taken back, so that the next
     /// line is not glued to it. Or when the log was removed meanwhile: nobody would ever read what is written.
     pub fn write(&mut self, kind: EventKind) -> Result<Event> {
+        if self.next_seq > MAX_SEQ {
+            bail!(
+                "{}: expected events numbered below {MAX_SEQ}, found one that has it: none can follow",
+                self.path.display()
+            );
+        }
         let time = now();
         let durable = kind.ending().is_some() || matches!(kind, EventKind::Checkpoint { .. });
         let event = Event {
@@ -204,6 +210,30 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_number_beyond_what_stores_count_is_no_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let numbered = |seq: u64| {
+            let line = format!(
+                r#"{{"v":1,"seq":{seq},"time":1.5,"elapsed_seconds":0.5,"kind":"heartbeat","step":1}}"#
+            );
+            std::fs::write(&path, line + "\n").unwrap();
+        };
+        for seq in [MAX_SEQ + 1, u64::MAX] {
+            numbered(seq);
+            let error = format!("{:#}", read_events(&path, 0).unwrap_err());
+            assert!(error.contains("byte 0: expected an event"), "{error}");
+            let said = format!("expected a seq of at most 9223372036854775807, found {seq}");
+            assert!(error.contains(&said), "{error}");
+        }
+        numbered(MAX_SEQ);
+        let mut log = EventLog::open(&path).unwrap();
+        let error = log.write(heartbeat(2)).unwrap_err().to_string();
+        assert!(error.ends_with("none can follow"), "{error}");
+        assert_eq!(read_events(&path, 0).unwrap().0.len(), 1);
     }
 
     #[test]

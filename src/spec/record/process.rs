@@ -67,7 +67,7 @@ impl Process {
 
     /// Whether it is there, by what this host's kernel says.
     pub fn presence(&self) -> Presence {
-        if self.boot_id != boot_id() || self.pid_namespace != pid_namespace() {
+        if !self.is_of_this_kernel() || self.pid_namespace != pid_namespace() {
             return Presence::Elsewhere;
         }
         match stat(self.pid) {
@@ -77,6 +77,11 @@ impl Process {
             Some((start_time, _)) if start_time != self.start_time => Presence::Gone,
             Some(_) => Presence::Alive,
         }
+    }
+
+    /// Whether it began on this machine since its last boot, be it in another container.
+    pub fn is_of_this_kernel(&self) -> bool {
+        self.boot_id == boot_id()
     }
 
     /// Writes it into a run's folder, whole or not at all.

@@ -12,7 +12,7 @@ use super::plan::{MachineArgs, Planner};
 use super::progress::Progress;
 use super::table::{Cell, Format, Table};
 use crate::report::write_report;
-use crate::run::{find_worker, read_store, status_now};
+use crate::run::{find_worker, read_store, see_locks, status_now};
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::code::{self, Code};
@@ -350,6 +350,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
     let worker = find_worker()?;
+    see_locks(&args.places.results, |what| tell!("{what}"))?;
     let mut store = Store::open(&args.places.results)?;
     let mut identities = Identities::default();
     seeds::add(&mut plan, args.points.top_up_seeds, Some(&store), &mut identities)?;
