@@ -666,7 +666,7 @@ fn sweeps_are_replaced_and_cascade() {
     sweep.spec["earlier_runs"] = json!([points[0].run_id.0, points[1].run_id.0]);
     assert_eq!(store.sweep("rope_variants").unwrap(), Some(sweep.clone()));
     assert_eq!(store.runs_of_sweep("rope_variants").unwrap().len(), 2);
-    assert_eq!(store.runs_ever_of_sweep("rope_variants").unwrap().len(), 4);
+    assert_eq!(store.taken_by_sweep("rope_variants").unwrap().len(), 4);
     store.upsert_sweep(&sweep, &points).unwrap();
     sweep.spec.as_object_mut().unwrap().remove("earlier_runs");
     assert_eq!(store.sweep("rope_variants").unwrap(), Some(sweep));

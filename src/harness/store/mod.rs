@@ -37,7 +37,7 @@ pub use query::{
     Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
 };
 pub use rebuild::Rebuilt;
-pub use unfinished::Unfinished;
+pub use unfinished::{Taken, Unfinished};
 pub use verdict::forget_verdicts;
 pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
 

@@ -221,18 +221,6 @@ impl Store {
         )
     }
 
-    /// The runs that a sweep has or had as points, as far as they are in the store.
-    pub fn runs_ever_of_sweep(&self, sweep: &str) -> Result<Vec<Run>> {
-        self.rows(
-            "SELECT * FROM runs WHERE run_id IN (
-               SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
-               UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
-             ) ORDER BY id",
-            [sweep],
-            Run::from_row,
-        )
-    }
-
     /// The sweeps that have the run as a point, with that point.
     pub fn points_of_run(&self, run_id: &RunId) -> Result<Vec<(String, PointRecord)>> {
         let sql = "SELECT DISTINCT s.name FROM sweeps s JOIN points p ON p.sweep_id = s.id WHERE p.run_id = ?1 ORDER BY s.name";

@@ -16,6 +16,19 @@ pub struct Unfinished {
     pub log_offset: u64,
 }
 
+/// What a run has taken, and what the store has of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Taken {
+    pub run_id: RunId,
+    pub status: Status,
+    /// 0 for a run that has not begun.
+    pub attempt: u32,
+    pub seconds: f64,
+    pub tokens: u64,
+    /// Bytes of its log that are in the store.
+    pub log_offset: u64,
+}
+
 impl Store {
     /// The runs that the store does not call finished; by an index, however many there are that are.
     ///
@@ -47,6 +60,28 @@ impl Store {
             Ok((RunId(row.get("run_id")?), (status, row.get("tokens")?)))
         })?;
         Ok(rows.into_iter().collect())
+    }
+
+    /// What the runs that a sweep has or had as points took, as far as they are in the store.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be read.
+    pub fn taken_by_sweep(&self, sweep: &str) -> Result<Vec<Taken>> {
+        let sql = "SELECT run_id, status, attempt, seconds, tokens, log_offset FROM runs WHERE run_id IN (
+                     SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
+                     UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
+                   ) ORDER BY id";
+        self.rows(sql, [sweep], |row| {
+            Ok(Taken {
+                run_id: RunId(row.get(0)?),
+                status: super::query::parsed(row, "status")?,
+                attempt: row.get(2)?,
+                seconds: row.get(3)?,
+                tokens: row.get(4)?,
+                log_offset: row.get(5)?,
+            })
+        })
     }
 
     /// Whether a run's folder has events or verdicts that the store has not.

@@ -5,7 +5,7 @@
 
 use super::{Driver, Job};
 use crate::run::{self, State};
-use crate::store::{Run, Store};
+use crate::store::{Run, Status, Store, Taken};
 use crate::sweep::plan::Plan;
 use crate::sweep::schedule::Budget;
 use anyhow::{Context, Result};
@@ -55,10 +55,10 @@ pub(super) struct Spent {
 impl Spent {
     /// What a sweep has taken so far.
     pub fn so_far(store: &Store, sweep: &str) -> Result<Spent> {
-        Ok(Spent::of(&store.runs_ever_of_sweep(sweep)?))
+        Ok(Spent::of(&store.taken_by_sweep(sweep)?))
     }
 
-    fn of(runs: &[Run]) -> Spent {
+    fn of(runs: &[Taken]) -> Spent {
         let mut spent = Spent::default();
         for run in runs.iter().filter(|run| run.attempt > 0) {
             spent.seconds += run.seconds;
@@ -109,7 +109,7 @@ impl Account {
             bound: so_far,
             is_unsure: false,
             at_work: 0,
-            pace: Pace::of(&runs, driver.seconds.as_ref()),
+            pace: Pace::of(&runs, driver),
             runs: runs.iter().map(|run| (run.run_id.clone(), (run.tokens, run.attempt))).collect(),
         };
         for job in at_work {
@@ -118,9 +118,9 @@ impl Account {
             account.take(&job.run_id(), tokens, seconds);
         }
         for run in runs.iter().filter(|run| elsewhere.contains(&run.run_id)) {
-            let goal = goal(plan, run);
+            let goal = goal(plan, &driver.store.known_run(&run.run_id)?);
             let tokens = goal.saturating_sub(run.tokens);
-            let config = || serde_json::from_value(run.config.clone()).ok();
+            let config = || config_of(driver.store, &run.run_id);
             let of_token = driver.seconds.as_ref().and_then(|s| s.of_token(&run.run_id, config));
             let seconds = account.pace.seconds(of_token, tokens);
             account.take(&run.run_id, tokens, seconds);
@@ -177,11 +177,12 @@ impl Spent {
 }
 
 impl Pace {
-    fn of(runs: &[Run], seconds: Option<&Seconds>) -> Pace {
+    fn of(runs: &[Taken], driver: &Driver) -> Pace {
+        let seconds = driver.seconds.as_ref();
         let (mut predicted, mut taken) = (0.0, 0.0);
         let done = || runs.iter().filter(|run| run.tokens > 0);
         for run in done() {
-            let config = || serde_json::from_value(run.config.clone()).ok();
+            let config = || config_of(driver.store, &run.run_id);
             if let Some(of_token) = seconds.and_then(|s| s.of_token(&run.run_id, config)) {
                 predicted += of_token * run.tokens as f64;
                 taken += run.seconds;
@@ -200,17 +201,25 @@ impl Pace {
     }
 }
 
+fn config_of(store: &Store, run_id: &RunId) -> Option<RunConfig> {
+    serde_json::from_value(store.run(run_id).ok()??.config).ok()
+}
+
 /// The runs of a sweep, and which of them others have at work. What has ended meanwhile, and nobody has taken in, is taken in.
 fn as_they_stand(
     driver: &mut Driver,
     sweep: &str,
     own: &HashSet<RunId>,
-) -> Result<(Vec<Run>, HashSet<RunId>)> {
+) -> Result<(Vec<Taken>, HashSet<RunId>)> {
     let mut elsewhere = HashSet::new();
     let mut is_behind = false;
-    let runs = driver.store.runs_ever_of_sweep(sweep)?;
+    let runs = driver.store.taken_by_sweep(sweep)?;
     for run in runs.iter().filter(|run| !run.status.is_result() && !own.contains(&run.run_id)) {
         let paths = RunPaths::in_results(driver.results, &run.run_id);
+        // Most are only planned: nobody has signed in.
+        if run.status == Status::Planned && !paths.process().exists() && !paths.events().exists() {
+            continue;
+        }
         match run::standing(&paths, super::now()).map(|standing| standing.state) {
             Ok(State::Running | State::Elsewhere) => {
                 elsewhere.insert(run.run_id.clone());
@@ -223,7 +232,7 @@ fn as_they_stand(
             _ => {}
         }
     }
-    let runs = if is_behind { driver.store.runs_ever_of_sweep(sweep)? } else { runs };
+    let runs = if is_behind { driver.store.taken_by_sweep(sweep)? } else { runs };
     Ok((runs, elsewhere))
 }
 
