@@ -540,6 +540,8 @@ fn ctrl_c_stops_cleanly_and_the_next_run_goes_on() {
     };
     until("two workers have made a step", at_work);
     signal(&child, nix::sys::signal::Signal::SIGINT);
+    // `timeout` signals its child and then the group that it is in: that is once.
+    signal(&child, nix::sys::signal::Signal::SIGTERM);
     let output = child.wait_with_output().unwrap();
     exits(&output, 130);
     let said = text(&output.stdout);

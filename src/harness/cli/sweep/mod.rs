@@ -28,7 +28,8 @@ use fathom_spec::record::RunId;
 use fathom_spec::units::{Bytes, Tokens};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 #[derive(Subcommand)]
 pub enum SweepCommand {
@@ -448,19 +449,29 @@ pub fn print_summary(summary: &Summary) {
     }
 }
 
-/// Counts Ctrl-C and SIGTERM.
+/// How soon after one signal another says nothing new: `timeout` sends its own twice, to the process and to its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
+/// Counts Ctrl-C and SIGTERM; those that follow one another within [`SAME_SIGNAL`] once.
 ///
 /// # Errors
 ///
 /// When the handlers can't be set.
 pub fn watch_interrupts() -> Result<Arc<AtomicUsize>> {
     let count = Arc::new(AtomicUsize::new(0));
+    // Milliseconds from `begun` to the signal that was counted last, and one; 0 before there is one.
+    let (begun, last) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let count = count.clone();
-        // SAFETY: the handler only adds to an atomic.
+        let (count, last) = (count.clone(), last.clone());
+        // SAFETY: the handler reads a clock and writes to atomics, which a signal handler may.
         unsafe {
             signal_hook::low_level::register(signal, move || {
-                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let now = begun.elapsed().as_millis() as u64 + 1;
+                let before = last.load(Ordering::Relaxed);
+                if before == 0 || now - before > SAME_SIGNAL.as_millis() as u64 {
+                    last.store(now, Ordering::Relaxed);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
             })?;
         }
     }
