@@ -250,6 +250,19 @@ fn a_budget_begins_nothing_that_would_exceed_it() {
     assert_eq!(ask(&project, "SELECT count(*) FROM v_runs WHERE status = 'finished'"), ["4"]);
 }
 
+/// A run sees whole steps: what its last one sees beyond its tokens is not held against it.
+#[test]
+fn two_runs_of_half_a_budget_are_the_budget() {
+    let project = Project::new();
+    project.sweep(
+        "set: { train.total_tokens: 1000 }\naxes: { train.learning_rate: [0.1, 0.2] }\nbudget: { tokens: 2000 }\n",
+    );
+    let said = run(&project, &["--jobs", "1"], &[]);
+    assert!(said.contains("runs: 2 finished\n"), "{said}");
+    assert!(said.contains("budget: 2000 of 2000 tokens are spent\n"), "{said}");
+    assert_eq!(ask(&project, "SELECT count(*) FROM v_runs WHERE tokens > 1000"), ["2"]);
+}
+
 /// A budget is the sweep's, by its name: what it took for points that it has no more counts.
 #[test]
 fn a_budget_counts_what_an_edited_sweep_took_before() {

@@ -306,6 +306,38 @@ seeds: 2
     assert_eq!(seeds, [0, 1].repeat(7));
 }
 
+/// However many are drawn: one that is a point of `include` gives way to it.
+#[test]
+fn a_draw_that_is_included_gives_way() {
+    for count in 1..=6 {
+        let file = format!(
+            "random: {{ count: {count} }}\naxes: {{ train.learning_rate: [1e-3, 3e-3, 1e-2], train.micro_batch_size: [1, 2] }}\n\
+             include: [{{ train.learning_rate: 1e-3, train.micro_batch_size: 1 }}]\n"
+        );
+        let found = labels(&file);
+        let included = "learning_rate=1e-3 micro_batch_size=1, 0";
+        assert_eq!(found.iter().filter(|label| *label == included).count(), 1, "{found:?}");
+        assert!(found.len() == count || found.len() == count + 1, "{found:?}");
+    }
+}
+
+#[test]
+fn a_condition_may_be_of_a_value_that_only_include_has() {
+    let file = "axes: { train.learning_rate: [1e-3, 1e-2] }\ninclude: [{ train.learning_rate: 3e-2 }]\n\
+                when: [{ if: { train.learning_rate: 3e-2 }, set: { train.max_grad_norm: 0.25 } }]\n";
+    assert_eq!(values(file, "train.max_grad_norm"), [1.0, 1.0, 0.25]);
+}
+
+/// `10K` is more than 5000.
+#[test]
+fn a_priority_compares_what_values_with_units_mean() {
+    let file = "axes: { train.total_tokens: [5000, 10K, 20K] }\npriority: train.total_tokens\n";
+    let found = plan(file).unwrap();
+    let ranks: Vec<_> = found.points.iter().map(|point| found.schedule.rank(point)).collect();
+    assert_eq!(ranks, [[-5000.0], [-10_000.0], [-20_000.0]]);
+    assert!(plan(&file.replace("5000, ", "")).is_ok());
+}
+
 /// Where, what was expected, what was found, and the way out.
 #[test]
 fn mistakes_of_the_language_are_named_with_their_place() {

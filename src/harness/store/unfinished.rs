@@ -25,6 +25,8 @@ pub struct Taken {
     pub attempt: u32,
     pub seconds: f64,
     pub tokens: u64,
+    /// `train.total_tokens`, which the last step may go beyond.
+    pub total_tokens: u64,
     /// Bytes of its log that are in the store.
     pub log_offset: u64,
 }
@@ -68,7 +70,9 @@ impl Store {
     ///
     /// When the database can't be read.
     pub fn taken_by_sweep(&self, sweep: &str) -> Result<Vec<Taken>> {
-        let sql = "SELECT run_id, status, attempt, seconds, tokens, log_offset FROM runs WHERE run_id IN (
+        let sql = "SELECT run_id, status, attempt, seconds, tokens, CAST(coalesce(p.number, tokens) AS INTEGER), log_offset
+                   FROM runs LEFT JOIN params p ON p.run = runs.id AND p.key = 'train.total_tokens'
+                   WHERE run_id IN (
                      SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
                      UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
                    ) ORDER BY id";
@@ -79,7 +83,8 @@ impl Store {
                 attempt: row.get(2)?,
                 seconds: row.get(3)?,
                 tokens: row.get(4)?,
-                log_offset: row.get(5)?,
+                total_tokens: row.get(5)?,
+                log_offset: row.get(6)?,
             })
         })
     }

@@ -170,7 +170,7 @@ impl Schedule {
     pub fn rank(&self, point: &Point) -> Vec<f64> {
         let rank = |rule: &Rule| {
             let value = value_of(point, &rule.key);
-            let number = || value.as_ref().and_then(Value::as_f64);
+            let number = || number_of(point, &rule.key);
             match &rule.order {
                 Order::LowestFirst => number().unwrap_or(f64::INFINITY),
                 Order::HighestFirst => number().map_or(f64::INFINITY, |x| -x),
@@ -226,7 +226,7 @@ impl Rule {
                     ),
                 }
             }
-            _ if known.iter().any(Value::is_number) => Ok(()),
+            _ if plan.points.iter().any(|point| number_of(point, key).is_some()) => Ok(()),
             _ => bail!(
                 "{origin}: priority: expected numbers to compare, found that `{key}` has {}\n  help: write their order: \
                  `{{ {key}: [{}] }}`",
@@ -244,6 +244,13 @@ fn value_of(point: &Point, key: &str) -> Option<Value> {
     }
     let flat = point.config.flatten();
     flat.into_iter().find(|(k, value)| k == key && !value.is_null()).map(|(_, value)| value)
+}
+
+/// The number that a point has on an axis, or else of a key of its configuration: `10K` is one there.
+fn number_of(point: &Point, key: &str) -> Option<f64> {
+    let written = point.settings.get(key).and_then(Value::as_f64);
+    let flat = || point.config.flatten().into_iter().find(|(k, _)| k == key);
+    written.or_else(|| flat()?.1.as_f64())
 }
 
 /// The values or labels that an axis of a sweep file has.

@@ -1,7 +1,7 @@
 //! What a sweep may still take, counted over all that it ever had as a point, whenever and by whomever it was made: the runs in
 //! the store, and what those at work, here or under another harness, have still to do.
 //!
-//! Tokens are known exactly. Seconds are predicted, and the prediction is held to what the sweep's runs have really taken.
+//! Tokens are those that runs are to see, `train.total_tokens`: what the last step of one sees beyond them is not counted. Seconds are predicted, and the prediction is held to what the sweep's runs have really taken.
 
 use super::{Driver, Job};
 use crate::run::{self, State};
@@ -62,7 +62,7 @@ impl Spent {
         let mut spent = Spent::default();
         for run in runs.iter().filter(|run| run.attempt > 0) {
             spent.seconds += run.seconds;
-            spent.tokens += run.tokens;
+            spent.tokens += run.tokens.min(run.total_tokens);
             spent.runs += 1;
         }
         spent

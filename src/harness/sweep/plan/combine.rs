@@ -73,8 +73,17 @@ impl<'a> Groups<'a> {
     }
 
     /// Refuses a condition on what is no axis, or on a value that the axis never has.
-    pub(super) fn check(&self, condition: &Condition, place: &str) -> Result<()> {
-        let axes = self.names.iter().map(|name| (name.as_str(), self.choices_of(name)));
+    /// `included` are the values of further points.
+    pub(super) fn check(
+        &self,
+        condition: &Condition,
+        place: &str,
+        included: &[Vec<Choice>],
+    ) -> Result<()> {
+        let axes = self.names.iter().map(|name| {
+            let further = included.iter().flatten().filter(|choice| choice.axis == *name);
+            (name.as_str(), self.choices_of(name).into_iter().chain(further).collect::<Vec<_>>())
+        });
         condition.check(&axes.collect::<Vec<_>>(), place)
     }
 
@@ -94,7 +103,7 @@ impl<'a> Groups<'a> {
                 )?;
             }
             let pattern = conditions(pattern, "exclude")?;
-            pattern.iter().try_for_each(|condition| self.check(condition, "exclude"))?;
+            pattern.iter().try_for_each(|condition| self.check(condition, "exclude", &[]))?;
             found.push(pattern);
         }
         Ok(found)

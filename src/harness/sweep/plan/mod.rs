@@ -168,9 +168,11 @@ impl Plan {
         let search = tree.get("search").filter(|_| halving.is_none());
         let search = search.map(bisect).transpose()?;
         rules.refuse_beside_search(search.as_ref())?;
-        rules.conditions().try_for_each(|condition| groups.check(condition, "when.if"))?;
         let grid = if random.is_none() { groups.grid()? } else { Vec::new() };
         let included = groups.included()?;
+        rules
+            .conditions()
+            .try_for_each(|condition| groups.check(condition, "when.if", &included))?;
         if random.is_none() {
             rules.refuse_conditions_in_vain(|| grid.iter().chain(&included))?;
         }
@@ -182,6 +184,9 @@ impl Plan {
             made.draw(&groups, random)?;
         }
         for choices in included {
+            if random.is_some() {
+                made.drop_draw(&choices)?;
+            }
             made.add(choices)?;
         }
         made.refuse_none(&tree)?;

@@ -2,7 +2,7 @@
 
 use super::axes::{Choice, Random, key_choice};
 use super::combine::{Draw, Groups};
-use super::lost::refuse_axes_at_odds;
+use super::lost::{refuse_axes_at_odds, what_runs};
 use super::rules::Rules;
 use super::{COMMAND_LINE, MOST_POINTS, Plan, Point, SEED, TOP_UP_SEEDS, plain, short};
 use crate::sweep::base::Base;
@@ -41,6 +41,16 @@ impl<'a> Made<'a> {
                 self.choices.push(choices);
             }
             Some(constraint) => self.left_out[constraint] += 1,
+        }
+        Ok(())
+    }
+
+    /// Takes away the drawn point, if there is one, that is the same run as one that `include` is about to add.
+    pub(super) fn drop_draw(&mut self, choices: &[Choice]) -> Result<()> {
+        let run = what_runs(&resolve(self.base, self.rules, choices)?.config);
+        if let Some(at) = self.points.iter().position(|point| what_runs(&point.config) == run) {
+            self.points.remove(at);
+            self.choices.remove(at);
         }
         Ok(())
     }
