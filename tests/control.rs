@@ -76,7 +76,7 @@ impl Project {
     /// What `fathom control` prints, and whether it went well.
     fn control(&self, arguments: &[&str]) -> (bool, String) {
         let output = self.fathom(&[&["control"], arguments].concat()).output().unwrap();
-        (output.status.success(), said(&output))
+        (output.status.success(), said_by(&output))
     }
 
     /// The one run's folder; one that is not there before it has begun.
@@ -116,7 +116,7 @@ fn beside_tests(name: &str) -> PathBuf {
     path
 }
 
-fn said(output: &Output) -> String {
+fn said_by(output: &Output) -> String {
     [&output.stdout, &output.stderr]
         .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
         .concat()
@@ -209,7 +209,7 @@ fn what_is_sent_without_waiting_is_acted_on_and_garbage_is_answered() {
         "{sent}"
     );
     let output = child.wait_with_output().unwrap();
-    assert!(said(&output).contains("abort was asked for"), "{}", said(&output));
+    assert!(said_by(&output).contains("abort was asked for"), "{}", said_by(&output));
     assert!(matches!(project.ending(), Some(EventKind::Stopped { .. })));
 }
 
@@ -291,7 +291,7 @@ fn a_run_of_another_host_is_what_is_heard_of_it() {
     let boot_id = "another".to_string();
     Process { boot_id, host: "node7".into(), ..process }.write(&paths).unwrap();
     let run = paths.folder.file_name().unwrap().to_str().unwrap().to_string();
-    let ls = || said(&project.fathom(&["runs", "ls", "--format", "csv"]).output().unwrap());
+    let ls = || said_by(&project.fathom(&["runs", "ls", "--format", "csv"]).output().unwrap());
     let (_, status) = project.control(&["status", &run]);
     assert!(
         status.contains("running on host node7, process") && status.contains("by what it writes"),
@@ -325,7 +325,7 @@ fn a_run_of_another_host_is_what_is_heard_of_it() {
     assert!(status.contains("no sign for 1 min 0") && status.contains("on host node7"), "{status}");
     assert!(ls().contains(",lost,"), "{}", ls());
     let status = || {
-        said(
+        said_by(
             &project
                 .fathom(&["sql", "--format", "csv", "SELECT status FROM v_runs"])
                 .output()
@@ -391,10 +391,8 @@ fn the_engine_saves_anneals_and_aborts_between_two_steps() {
     child.wait_with_output().unwrap();
 }
 
-/// An evaluation takes minutes on a long context. Who asks for the end does not wait for it, and it is made up for later.
-#[test]
-fn the_end_is_not_kept_waiting_by_an_evaluation() {
-    let project = Project::new("fathom-engine", 2);
+/// Evaluates after every step, and at the end by context length: seconds each. `train` are further settings.
+fn evaluate_slowly(project: &Project, train: &str) {
     let words: String = (0..16_000).map(|i| ["tide ", "bell ", "salt ", "lamp. "][i % 4]).collect();
     std::fs::write(project.dir.path().join("corpus/held_out.txt"), words).unwrap();
     let base = std::fs::read_to_string(project.dir.path().join("base.yaml")).unwrap();
@@ -402,14 +400,74 @@ fn the_end_is_not_kept_waiting_by_an_evaluation() {
         "max_windows: 4, loss_tokens: 64",
         "max_windows: 9000, loss_tokens: 40k, every_steps: 1",
     );
+    let slow =
+        slow.replace("checkpoint_every_steps: 5", &format!("checkpoint_every_steps: 5{train}"));
     std::fs::write(project.dir.path().join("base.yaml"), slow).unwrap();
-    let evaluated = || -> Vec<u64> {
-        let steps = project.events().into_iter().filter_map(|event| match event.kind {
-            EventKind::Eval { step, .. } => Some(step),
-            _ => None,
-        });
-        steps.collect()
+}
+
+/// The steps after which the loss on the held-out text is known.
+fn evaluated(project: &Project) -> Vec<u64> {
+    let steps = project.events().into_iter().filter_map(|event| match event.kind {
+        EventKind::Eval { step, .. } => Some(step),
+        _ => None,
+    });
+    steps.collect()
+}
+
+/// What comes while an evaluation is made is answered, and who can't be saved is not stopped by what was to save it.
+#[test]
+fn what_is_asked_for_in_an_evaluation_is_answered() {
+    let project = Project::new("fathom-engine", 2);
+    evaluate_slowly(&project, ", save_checkpoints: false");
+    let child = project.sweep(0).spawn().unwrap();
+    until("the last step is done", || project.steps().len() == 3 && evaluated(&project) == [1, 2]);
+    let unsaved = "refused: no checkpoint can be written: train.save_checkpoints is `false`";
+    for command in ["save", "save-stop"] {
+        let (done, said) = project.control(&[command, "--all", "--wait"]);
+        assert!(!done && said.contains(unsaved), "{command}: {said}");
+    }
+    until("the losses are known", || evaluated(&project) == [1, 2, 3]);
+    let (done, said) = project.control(&["save-stop", "--all", "--wait"]);
+    assert!(!done && said.contains(unsaved), "{said}");
+    let (done, said) = project.control(&["start-annealing", "--all", "--wait"]);
+    assert!(!done && said.contains("refused: training is done"), "{said}");
+    let output = child.wait_with_output().unwrap();
+    assert!(matches!(project.ending(), Some(EventKind::Finished { .. })), "{}", said_by(&output));
+}
+
+/// What a ladder decides by is there whenever a run stands at a rung.
+#[test]
+fn a_stop_at_a_rung_leaves_what_it_is_compared_by() {
+    let project = Project::new("fathom-engine", 2);
+    evaluate_slowly(&project, "");
+    let sweep = "base: base.yaml\naxes: { train.learning_rate: [0.01, 0.02] }\nset: { eval.loss_tokens: 20k }\n\
+                 search: { halving: { metric: eval_loss.validation, rungs: [60], keep: 1/2 } }\n";
+    std::fs::write(project.dir.path().join("s.yaml"), sweep).unwrap();
+    let child = project.sweep(0).spawn().unwrap();
+    let stepped = || {
+        let runs =
+            std::fs::read_dir(project.results().join("runs")).into_iter().flatten().flatten();
+        let logs = runs.map(|run| std::fs::read_to_string(RunPaths::new(run.path()).events()));
+        logs.flatten().any(|log| log.contains(r#""kind":"step""#))
     };
+    until("a run has done its first step", stepped);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        said_by(&output).contains("the same command goes on from here"),
+        "{}",
+        said_by(&output)
+    );
+    let output = project.sweep(0).output().unwrap();
+    assert!(said_by(&output).contains("runs: 1 finished, 1 stopped"), "{}", said_by(&output));
+}
+
+/// An evaluation takes minutes on a long context. Who asks for the end does not wait for it, and it is made up for later.
+#[test]
+fn the_end_is_not_kept_waiting_by_an_evaluation() {
+    let project = Project::new("fathom-engine", 2);
+    evaluate_slowly(&project, "");
+    let evaluated = || evaluated(&project);
     let stopped_in = |what: &str, is_in: &dyn Fn() -> bool| {
         let child = project.sweep(0).spawn().unwrap();
         until(what, is_in);
@@ -436,7 +494,7 @@ fn the_end_is_not_kept_waiting_by_an_evaluation() {
     assert!(
         matches!(project.ending(), Some(EventKind::Finished { step: 3, .. })),
         "{}",
-        self::said(&output)
+        said_by(&output)
     );
     assert!(has_perplexity());
 }
@@ -467,7 +525,7 @@ fn a_full_disk_ends_the_run_and_loses_nothing() {
     }
     let output = worker.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let stderr = said(&output);
+    let stderr = said_by(&output);
     assert!(stderr.contains("events.jsonl: an event can't be written: File too large"), "{stderr}");
     let text = std::fs::read_to_string(paths.events()).unwrap();
     assert!(text.ends_with('\n'), "no half line is left");
@@ -494,7 +552,7 @@ fn a_folder_that_is_removed_under_a_run_ends_it_and_its_rows_stay() {
     let run = project.stored();
     std::fs::remove_dir_all(&project.paths().folder).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = said(&output);
+    let said = said_by(&output);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(
         said.contains("expected the run's folder, found it removed while the run was at work"),
@@ -534,7 +592,7 @@ fn a_folder_that_can_not_be_written_is_named() {
     for folder in [paths.folder.as_path(), &project.results().join("runs")] {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let said = said(&output);
+    let said = said_by(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(": the run's folder can't be made: Permission denied"), "{said}");
     assert_eq!(project.events(), before);
@@ -550,7 +608,7 @@ fn a_clock_that_was_set_back_changes_no_result() {
     let table = || {
         let query = "SELECT run_id, status, step, tokens, last_loss FROM v_runs UNION ALL \
                      SELECT run_id, key, step, value, 0 FROM v_metrics WHERE key = 'loss' ORDER BY 1, 2, 3";
-        said(&project.fathom(&["sql", query, "--format", "csv"]).output().unwrap())
+        said_by(&project.fathom(&["sql", query, "--format", "csv"]).output().unwrap())
     };
     let before = table();
     let paths = project.paths();
@@ -562,7 +620,7 @@ fn a_clock_that_was_set_back_changes_no_result() {
         .collect();
     std::fs::write(paths.events(), backwards).unwrap();
     let rebuilt = project.fathom(&["runs", "rebuild"]).output().unwrap();
-    assert!(rebuilt.status.success(), "{}", said(&rebuilt));
+    assert!(rebuilt.status.success(), "{}", said_by(&rebuilt));
     assert_eq!(table(), before);
     assert!(before.contains(",finished,12,"), "{before}");
     // And the writer goes on counting where the log ends.

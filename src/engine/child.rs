@@ -303,20 +303,23 @@ fn evaluate(
     let mut ends = None;
     let report = perplexity::measure(training.model, documents, &options, &mut || {
         while let Some(order) = orders.next(&mut answers) {
-            let outcome = match order.command {
-                Command::Save => match unsaved(training) {
-                    Some(reason) => format!("refused: no checkpoint can be written: {reason}"),
-                    None => format!("the checkpoint of step {step} was written before"),
-                },
-                Command::StartAnnealing => "refused: training is done".to_string(),
-                Command::Stop | Command::SaveStop | Command::Abort => {
-                    "training is done; its evaluation is left to another time".to_string()
+            let unsaved = unsaved(training);
+            let outcome = match (order.command, unsaved) {
+                (Command::Save | Command::SaveStop, Some(reason)) => {
+                    format!("refused: no checkpoint can be written: {reason}")
                 }
+                (Command::Save, None) => {
+                    format!("the checkpoint of step {step} was written before")
+                }
+                (Command::StartAnnealing, _) => "refused: training is done".to_string(),
+                (_, Some(reason)) => format!("no checkpoint was written: {reason}"),
+                (_, None) => "training is done; its evaluation is left to another time".to_string(),
             };
+            let is_refused = order.command == Command::SaveStop && unsaved.is_some();
             if order.request.is_some() {
                 answers.event(order.answer(outcome));
             }
-            if order.command.ends_the_run() {
+            if order.command.ends_the_run() && !is_refused {
                 ends = Some(order);
                 return true;
             }

@@ -121,6 +121,14 @@ pub fn train(
     let mut stepped = false;
     loop {
         let done = spent(&state, t.config);
+        if !done && t.progress.stop_at_tokens.get().is_some_and(|rung| state.tokens >= rung) {
+            // What the rungs are compared by is not cut short: the run ends here, whoever asks for it.
+            split_loss(t, state.step, sink, None)?;
+            let saved = save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            let reason = format!("{} tokens are reached", Tokens(state.tokens));
+            orders.answer_late(t, &saved, &reason, sink);
+            return Ok(Ending::Stopped { step: state.step, reason });
+        }
         let every = t.config.eval.every_steps;
         let is_evaluated = every > 0 && state.step.is_multiple_of(every) && !done;
         state.evaluation_due = is_evaluated && (stepped || state.evaluation_due);
@@ -155,7 +163,7 @@ pub fn train(
             }
         }
         if state.evaluation_due {
-            if !split_loss(t, state.step, sink, &mut orders)? {
+            if !split_loss(t, state.step, sink, Some(&mut orders))? {
                 continue;
             }
             evaluations += 1;
@@ -168,26 +176,22 @@ pub fn train(
             }
         }
         if done {
-            sink.fact("eval.every_steps", evaluations);
+            // An attempt that had nothing left to train knows nothing of how it was.
+            if stepped || evaluations > 0 {
+                sink.fact("eval.every_steps", evaluations);
+            }
             sink.fact("train.total_tokens", state.tokens);
             sink.fact("train.max_steps", state.step);
-            if let Some(kernels) = executor.attention_kernels() {
+            if let Some(kernels) = executor.attention_kernels().filter(|_| stepped) {
                 sink.fact("train.attention_kernels", kernels);
             }
             peaks.describe(sink);
-            if !split_loss(t, state.step, sink, &mut orders)? {
+            if !split_loss(t, state.step, sink, Some(&mut orders))? {
                 continue;
             }
-            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            let saved = save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
+            orders.answer_waiting(t, &saved, "training is done", sink);
             return Ok(Ending::Finished { step: state.step, tokens: state.tokens });
-        }
-        if t.progress.stop_at_tokens.get().is_some_and(|rung| state.tokens >= rung) {
-            if !split_loss(t, state.step, sink, &mut orders)? {
-                continue;
-            }
-            save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
-            let reason = format!("{} tokens are reached", Tokens(state.tokens));
-            return Ok(Ending::Stopped { step: state.step, reason });
         }
 
         let began = Instant::now();
@@ -334,14 +338,19 @@ fn diverged(state: &mut TrainerState, loss: f64, grad_norm: f64, max_ratio: f64)
     })
 }
 
-/// Records the mean loss on the evaluated split; `false` where the run is to end before it is known.
-fn split_loss(t: &Training, step: u64, sink: &mut impl Sink, orders: &mut Orders) -> Result<bool> {
+/// Records the mean loss on the evaluated split; `false` where the run is to end before it is known, by one of `orders`.
+fn split_loss(
+    t: &Training,
+    step: u64,
+    sink: &mut impl Sink,
+    mut orders: Option<&mut Orders>,
+) -> Result<bool> {
     let Some(held_out) = t.held_out else { return Ok(true) };
     t.progress.phase.set("eval");
     let eval = &t.config.eval;
     let tile = t.config.train.loss_tile_tokens;
     let loss = eval::split_loss(t.model, held_out, eval.loss_tokens.0, tile, &mut || {
-        orders.ask_for_the_end()
+        orders.as_mut().is_some_and(|orders| orders.ask_for_the_end())
     })?;
     let Some((loss, tokens)) = loss else { return Ok(false) };
     sink.event(EventKind::Eval { step, split: eval.split.clone(), loss, tokens });

@@ -2,6 +2,7 @@
 
 use super::schedule::Schedule;
 use super::{Ending, Training};
+use crate::facts::Sink;
 use anyhow::{Result, bail};
 use fathom_spec::record::EventKind;
 use fathom_spec::record::control::Command;
@@ -43,6 +44,34 @@ pub struct Orders<'n> {
 impl<'n> Orders<'n> {
     pub fn new(next: &'n mut dyn FnMut() -> Option<Order>) -> Orders<'n> {
         Orders { next, waiting: VecDeque::new() }
+    }
+
+    /// Answers all that is asked for where the run ends anyway: `saved` says what checkpoint there is, `reason` why it ends.
+    pub fn answer_late(&mut self, t: &Training, saved: &str, reason: &str, sink: &mut impl Sink) {
+        // A signal is no question, and comes again whenever it is asked for.
+        let late: Vec<Order> = self.by_ref().take_while(|order| order.request.is_some()).collect();
+        self.waiting.extend(late);
+        self.answer_waiting(t, saved, reason, sink);
+    }
+
+    /// The same of what came while something was done that only the end interrupts.
+    pub fn answer_waiting(
+        &mut self,
+        t: &Training,
+        saved: &str,
+        reason: &str,
+        sink: &mut impl Sink,
+    ) {
+        for order in self.waiting.drain(..) {
+            let outcome = match (order.command, unsaved(t)) {
+                (Command::StartAnnealing, _) => format!("refused: {reason}"),
+                (Command::Save | Command::SaveStop, Some(unsaved)) => {
+                    format!("refused: no checkpoint can be written: {unsaved}")
+                }
+                _ => format!("{reason}; {saved}"),
+            };
+            sink.event(order.answer(outcome));
+        }
     }
 
     /// Whether the run is asked to end. Nothing is lost by asking: what came is taken later.
