@@ -341,6 +341,41 @@ fn older_folders_are_read_and_what_they_lack_is_said() {
     );
 }
 
+/// A file beside the log that can't be read takes nothing else away, and is told of while the database has what it had.
+#[test]
+fn a_damaged_verdict_or_sweep_costs_no_run() {
+    let project = Project::new();
+    project.sweep("axes: { train.learning_rate: [0.1, 14] }\n");
+    exits(&project.run(&scripted()), 3);
+    let check = || {
+        let output = project.fathom(&scripted(), &["db", "check"]).output().unwrap();
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    assert!(check().ends_with("nothing is wrong\n"), "{}", check());
+    let record = project.results().join("sweeps/s.json");
+    fs::write(&record, "{\"name\"").unwrap();
+    let said = check();
+    assert!(said.contains("problem: sweeps/s.json: "), "{said}");
+    assert!(said.contains("help: remove it: `fathom db rebuild` writes it again"), "{said}");
+    fs::remove_file(&record).unwrap();
+    let said = check();
+    assert!(said.contains("note: 1 sweeps stand in the database alone, s first"), "{said}");
+    fathom(&project, &["db", "rebuild"]);
+    assert!(check().ends_with("nothing is wrong\n"), "{}", check());
+
+    let killed = folders(&project).into_iter().find(|paths| paths.verdicts().exists()).unwrap();
+    fs::write(killed.verdicts(), "[{").unwrap();
+    let steps = sql(&project, "SELECT run, count(*) FROM metrics GROUP BY run ORDER BY 2");
+    for file in ["fathom.db", "fathom.db-wal", "fathom.db-shm"] {
+        let _ = fs::remove_file(project.results().join(file));
+    }
+    let output = project.fathom(&scripted(), &["db", "rebuild"]).output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(said.contains(" is made of its log alone: ") && said.contains(": 2 runs, "), "{said}");
+    let anew = sql(&project, "SELECT run, count(*) FROM metrics GROUP BY run ORDER BY 2");
+    assert_eq!(anew.len(), steps.len());
+}
+
 /// Several harnesses on one ladder decide one after another, each with all that had come by then.
 #[test]
 fn harnesses_on_one_ladder_decide_as_one() {

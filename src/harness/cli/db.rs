@@ -106,6 +106,9 @@ pub fn rebuild(results: &Path) -> Result<(String, u8)> {
         };
         tell!("warning: runs/{folder} is not read as a whole, {kept}: {reason}");
     }
+    for (folder, reason) in &rebuilt.unread_verdicts {
+        tell!("warning: runs/{folder} is made of its log alone: {reason}");
+    }
     let mut code = exit::OK;
     let mut whole = true;
     if let Some((aside, lost)) = &rebuilt.aside {
@@ -131,9 +134,12 @@ pub fn rebuild(results: &Path) -> Result<(String, u8)> {
         tell!("note: {count} runs have no folder any more, {first} first: {kept}");
     }
     for (file, reason) in &rebuilt.unread_sweeps {
-        tell!("warning: {file} is not read, the store keeps what it had of the sweep: {reason}");
+        tell!(
+            "warning: {file} is not read, the store has of the sweep what it had before: {reason}"
+        );
     }
-    if rebuilt.runs > 0 && rebuilt.sweeps == 0 && store.sweeps()?.is_empty() {
+    let none_saved = rebuilt.sweeps == 0 && rebuilt.unread_sweeps.is_empty();
+    if rebuilt.runs > 0 && none_saved && store.sweeps()?.is_empty() {
         let folder = SweepPaths::folder(results);
         tell!(
             "note: {} is not there, and the store has no sweep: an earlier fathom kept sweeps, and its verdicts on runs, in the database alone\n  help: `fathom sweep run FILE` records a sweep again, and what is finished is not run again",

@@ -1,7 +1,7 @@
 //! Whether the store is whole, and says what the logs say.
 
 use super::rebuild::{FROM_FOLDERS, run_folders};
-use super::{Journal, Store, explain, keep, lines, migrate};
+use super::{Journal, Store, explain, keep, lines, migrate, sweeps};
 use anyhow::Result;
 use fathom_spec::record::{RunId, RunPaths};
 use rusqlite::Connection;
@@ -73,6 +73,7 @@ impl Store {
         if findings.is_sound() {
             self.check_rows(&mut findings)?;
             self.check_logs(&mut findings)?;
+            self.check_sweeps(&mut findings)?;
         }
         Ok(findings)
     }
@@ -173,6 +174,34 @@ impl Store {
         self.compare(&folders, &whole, findings)
     }
 
+    /// What a sweep is stands in a file too, from which a database that is lost is made anew.
+    fn check_sweeps(&self, findings: &mut Findings) -> Result<()> {
+        if run_folders(&self.results)?.is_empty() {
+            return Ok(());
+        }
+        let (saved, unread) = sweeps::saved(&self.results);
+        for (file, reason) in unread {
+            findings.problem(
+                format!("{file}: {reason}"),
+                "remove it: `fathom db rebuild` writes it again of what the database has",
+            );
+        }
+        let saved: Vec<&str> = saved.iter().map(|saved| saved.sweep.name.as_str()).collect();
+        let mut alone = self.sweeps()?;
+        alone.retain(|sweep| !saved.contains(&sweep.name.as_str()));
+        if let [first, ..] = &alone[..] {
+            findings.note(
+                format!(
+                    "{} sweeps stand in the database alone, {} first: their files in sweeps/ are not there",
+                    alone.len(),
+                    first.name
+                ),
+                Some("`fathom db rebuild` writes them"),
+            );
+        }
+        Ok(())
+    }
+
     fn compare(&self, folders: &[String], whole: &[String], findings: &mut Findings) -> Result<()> {
         if folders.is_empty() {
             return Ok(());
@@ -182,7 +211,7 @@ impl Store {
         let journal = self.journal;
         let mut anew = Store { connection: private, results, journal, file: None, private: true };
         let rebuilt = anew.rebuild()?;
-        for (name, reason) in &rebuilt.problems {
+        for (name, reason) in rebuilt.problems.iter().chain(&rebuilt.unread_verdicts) {
             findings.problem(
                 format!("runs/{name}: {reason}"),
                 "put right what it names, or remove the run's folder to begin it anew",
@@ -192,9 +221,14 @@ impl Store {
         for run_id in whole {
             let Some(expected) = there.get(run_id) else { continue };
             let found = here.get(run_id).cloned().unwrap_or_default();
+            let paths = RunPaths::in_results(&self.results, &RunId(run_id.clone()));
             findings.compared += 1;
             for (table, count) in expected {
                 let found = found.get(table).copied().unwrap_or(0);
+                // An earlier version kept verdicts in the database alone, as does who may not write to the folder.
+                if *table == "verdicts" && !paths.verdicts().exists() {
+                    continue;
+                }
                 if found != *count {
                     findings.problem(
                         format!(

@@ -54,6 +54,8 @@ pub struct Rebuilt {
     pub events: u64,
     /// Folders that could not be read whole: name and reason. The store keeps what it had of them.
     pub problems: Vec<(String, String)>,
+    /// Folders whose verdicts could not be read: name and reason. The runs are made of their logs alone.
+    pub unread_verdicts: Vec<(String, String)>,
     /// Sweeps that were made anew of what is kept beside the runs.
     pub sweeps: usize,
     /// Files of sweeps that could not be read, and why. The store keeps what it had of them.
@@ -82,7 +84,7 @@ struct Folder {
     identity: SavedIdentity,
     config: RunConfig,
     labels: Labels,
-    verdicts: Vec<Verdict>,
+    verdicts: Result<Vec<Verdict>>,
     stretch: Stretch,
 }
 
@@ -288,6 +290,14 @@ fn write_all(
             match folder {
                 Ok(folder) => {
                     let id = remembered.ids.get(*name).copied();
+                    if let Err(error) = &folder.verdicts {
+                        // What the database has of the run tells more than its log alone.
+                        if id.is_some() {
+                            problems.insert(name.to_string(), format!("{error:#}"));
+                            continue;
+                        }
+                        rebuilt.unread_verdicts.push((name.to_string(), format!("{error:#}")));
+                    }
                     rebuilt.events += write_folder(connection, &folder, id)?;
                     rebuilt.runs += 1;
                 }
@@ -342,7 +352,7 @@ fn read_folder(results: &Path, name: &str) -> Result<Folder> {
         identity.identity.run_hash
     );
     let labels = Labels::read(&paths)?;
-    let verdicts = Verdict::read_all(&paths)?;
+    let verdicts = Verdict::read_all(&paths);
     Ok(Folder { identity, config, labels, verdicts, stretch: lines::read(&paths.events(), 0)? })
 }
 
@@ -354,6 +364,7 @@ fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Re
     let run = Run::load(connection, &run_id)?
         .ok_or_else(|| anyhow!("run {run_id}: expected the row that was just written"))?;
     labels.save(connection, &run_id)?;
+    let verdicts = verdicts.as_deref().unwrap_or_default();
     Ok(apply(connection, run, stretch, verdicts, false)?.events)
 }
 
