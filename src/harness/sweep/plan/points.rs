@@ -77,7 +77,8 @@ impl<'a> Made<'a> {
             }
             let Draw::Made(choices) = groups.draw(random.seed, index) else { continue };
             let of_draw = groups.with_seeds(&choices);
-            let first = resolve(self.base, self.rules, &of_draw[0])?;
+            let Some(first) = of_draw.first() else { continue };
+            let first = resolve(self.base, self.rules, first)?;
             if !seen.insert(first.config.to_json().to_string()) {
                 continue;
             }
