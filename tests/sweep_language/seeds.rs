@@ -1,7 +1,74 @@
-//! Seeds of points: those of random draws.
+//! Seeds of points: those that are asked for beyond the file, and those of random draws.
 
 use super::{error, labels, plan};
 use std::collections::HashSet;
+
+/// What `--top-up-seeds` makes of a file: its points, and how many of them have fewer seeds.
+fn topped_up(file: &str, count: usize) -> (Vec<String>, usize) {
+    let mut plan = plan(file).unwrap();
+    let short = plan.top_up_seeds(count, |_| Ok(Vec::new())).unwrap();
+    let points = plan.points.into_iter().map(|point| format!("{}, {}", point.label, point.seed));
+    (points.collect(), short)
+}
+
+#[test]
+fn the_rules_of_a_file_hold_for_further_seeds() {
+    let axes = "axes: { train.learning_rate: [1e-3, 1e-2] }\n";
+    let file = format!("{axes}seeds: 3\nexclude: [{{ train.learning_rate: 1e-2, train.seed: 1 }}]");
+    let (points, short) = topped_up(&file, 3);
+    assert_eq!(
+        points,
+        [
+            "learning_rate=1e-3, 0",
+            "learning_rate=1e-3, 1",
+            "learning_rate=1e-3, 2",
+            "learning_rate=0.01, 0",
+            "learning_rate=0.01, 2",
+            "learning_rate=0.01, 3",
+        ]
+    );
+    assert_eq!(short, 0);
+    let (points, short) = topped_up(&format!("{axes}constraints: train.seed < 2"), 3);
+    assert_eq!(
+        points,
+        [
+            "learning_rate=1e-3, 0",
+            "learning_rate=1e-3, 1",
+            "learning_rate=0.01, 0",
+            "learning_rate=0.01, 1",
+        ]
+    );
+    assert_eq!(short, 2);
+    let constraint = "constraints: \"train.seed % 2 == 0 or train.learning_rate < 0.01\"";
+    let (points, _) = topped_up(&format!("{axes}{constraint}"), 3);
+    assert_eq!(
+        points[3..],
+        ["learning_rate=0.01, 0", "learning_rate=0.01, 2", "learning_rate=0.01, 4"]
+    );
+    // What is brought an earlier time is asked again.
+    let mut plan = plan(&format!("{axes}constraints: train.seed < 2")).unwrap();
+    plan.keep_seeds(3, |_| Ok(vec![1, 2])).unwrap();
+    assert_eq!(plan.points.iter().map(|point| point.seed).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    // A point that is there by `include` is there with more seeds too.
+    let file = format!(
+        "{axes}exclude: [{{ train.learning_rate: 1e-2 }}]\ninclude: [{{ train.learning_rate: 1e-2 }}]"
+    );
+    assert_eq!(topped_up(&file, 2).0.len(), 4);
+}
+
+#[test]
+fn a_seed_that_a_rule_sets_has_none_beside_it() {
+    let mut plan =
+        plan("axes: { train.learning_rate: [0.1] }\nderive: { train.seed: \"7\" }").unwrap();
+    let error = plan.top_up_seeds(2, |_| Ok(Vec::new())).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "--top-up-seeds: expected points that may have more than one seed, found `learning_rate=0.1`, whose seed \
+         `derive.train.seed` sets\n  help: take the rule away, or leave --top-up-seeds out"
+    );
+    plan.keep_seeds(2, |_| Ok(vec![1])).unwrap();
+    assert_eq!(plan.points.len(), 1);
+}
 
 const RATE: &str = "train.learning_rate: { log: [1e-4, 1e-1] }";
 

@@ -21,12 +21,19 @@ pub fn add(
 ) -> Result<()> {
     let Some(count) = asked else { return keep(plan, store, identities) };
     let runs = store.map(Store::runs).transpose()?.unwrap_or_default();
-    plan.top_up_seeds(count, |point| {
+    let short = plan.top_up_seeds(count, |point| {
         let point = identify(std::slice::from_ref(point), identities)?.remove(0);
         let group = &point.identity.identity.group_hash;
         let of_group = |run: &&Run| run.group_hash == *group && run.status.is_result();
         Ok(runs.iter().filter(of_group).map(|run| run.seed).collect())
-    })
+    })?;
+    if short > 0 {
+        tell!(
+            "note: {short} points have fewer than {count} seeds: `exclude` and `constraints` in {} leave no more",
+            plan.file
+        );
+    }
+    Ok(())
 }
 
 fn keep(plan: &mut Plan, store: Option<&Store>, identities: &mut Identities) -> Result<()> {

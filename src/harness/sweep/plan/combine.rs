@@ -13,7 +13,7 @@ pub(super) struct Groups<'a> {
     names: Vec<String>,
     listed: Vec<Choice>,
     /// Points of the grid, or draws, to leave out: where all conditions of one of these hold.
-    exclude: Vec<Vec<Condition>>,
+    pub exclude: Vec<Vec<Condition>>,
     tree: &'a Written,
 }
 
