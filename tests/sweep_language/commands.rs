@@ -230,6 +230,32 @@ fn further_seeds_stay_in_the_sweep() {
     assert_eq!(project.points().len(), 3);
 }
 
+/// An edit that is taken back, or `--set`, makes other points for a while; what was brought to the first ones is theirs.
+#[test]
+fn further_seeds_are_there_again_with_their_points() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    let run = |more: &[&str]| project.said(0, &[&RUN[..], more].concat(), &[]);
+    run(&["--top-up-seeds", "2"]);
+    let points = project.points();
+    let said = run(&["--set", "train.total_tokens=640"]);
+    assert!(said.contains("runs: 2 finished\n") && !said.contains("note:"), "{said}");
+    assert_eq!(project.points().len(), 2);
+    let kept = "note: 2 points with further seeds, of an earlier --top-up-seeds 2, are kept";
+    let said = run(&[]);
+    assert!(said.contains("runs: 4 done before\n") && said.contains(kept), "{said}");
+    assert_eq!(project.points(), points);
+    // Other points have further seeds of their own.
+    run(&["--set", "train.total_tokens=640", "--top-up-seeds", "3"]);
+    assert_eq!(project.points().len(), 6);
+    run(&[]);
+    assert_eq!(project.points(), points);
+    project.sweep("axes: { train.learning_rate: [0.2] }\n");
+    run(&["--top-up-seeds", "1"]);
+    project.sweep("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    run(&[]);
+    assert_eq!(project.points(), [0, 1, 2].map(|at| points[at].clone()));
+}
+
 /// Before any work, and with nothing left behind.
 #[test]
 fn a_file_where_a_folder_is_expected_is_told_at_once() {

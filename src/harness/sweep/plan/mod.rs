@@ -39,6 +39,9 @@ pub const COMMAND_LINE: &str = "command_line";
 /// What [`COMMAND_LINE`] has of `--top-up-seeds`.
 pub const TOP_UP_SEEDS: &str = "top_up_seeds";
 
+/// Where the stored sweep has the further seeds that were brought to its points: what was asked for, and the runs.
+pub const FURTHER_SEEDS: &str = "further_seeds";
+
 /// The key path of the seed: it is told apart from the other axes.
 pub const SEED: &str = "train.seed";
 
