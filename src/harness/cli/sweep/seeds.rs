@@ -3,9 +3,10 @@
 //! The stored sweep names the runs that were brought, also while an edit or `--set` makes other points of it: they are there
 //! again with the points that they belong to.
 
-use crate::store::{Run, Store};
+use crate::run::status_now;
+use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::identify;
+use crate::sweep::drive::{asked as asked_to_rest, identify};
 use crate::sweep::plan::{COMMAND_LINE, FURTHER_SEEDS, Plan, TOP_UP_SEEDS};
 use anyhow::Result;
 use fathom_spec::record::RunId;
@@ -13,7 +14,7 @@ use serde_json::json;
 use std::collections::HashSet;
 
 /// Brings every point to `asked` seeds, of those that the store has finished first; where nothing is asked for, keeps the
-/// further seeds of an earlier time that have their results, and says so.
+/// further seeds of an earlier time that have their results or are at work, and says so.
 ///
 /// # Errors
 ///
@@ -70,6 +71,7 @@ fn keep(plan: &mut Plan, store: &Store, identities: &mut Identities) -> Result<(
     let own: HashSet<RunId> =
         identify(&plan.points, identities)?.iter().map(|point| point.run_id()).collect();
     let Some(Further { count, runs }) = Further::of(plan, &own, store)? else { return Ok(()) };
+    let stay = Stay::of(plan, store)?;
     let own_points = plan.points.len();
     let mut open = 0;
     plan.keep_seeds(count, |point| {
@@ -77,7 +79,7 @@ fn keep(plan: &mut Plan, store: &Store, identities: &mut Identities) -> Result<(
         let group = &point.identity.identity.group_hash;
         let further = runs.iter().filter(|run| run.group_hash == *group);
         let further = further.filter(|run| !own.contains(&run.run_id));
-        let (stay, left): (Vec<&Run>, Vec<&Run>) = further.partition(|run| run.status.is_result());
+        let (stay, left): (Vec<&Run>, Vec<&Run>) = further.partition(|run| stay.has(run));
         open += left.len();
         Ok(stay.iter().map(|run| run.seed).collect())
     })?;
@@ -132,4 +134,36 @@ const RUNS: &str = "runs";
 fn remember(plan: &mut Plan, count: u64, brought: &[RunId]) {
     let ids: Vec<&str> = brought.iter().map(|run| run.0.as_str()).collect();
     plan.spec[FURTHER_SEEDS] = json!({ TOP_UP_SEEDS: count, RUNS: ids });
+}
+
+/// Which further seeds stay in the sweep: those that nobody has to begin for it.
+struct Stay<'a> {
+    store: &'a Store,
+    /// The sweep's points as somebody drives it now.
+    driven: HashSet<RunId>,
+}
+
+impl Stay<'_> {
+    fn of<'a>(plan: &Plan, store: &'a Store) -> Result<Stay<'a>> {
+        let mut stay = Stay { store, driven: HashSet::new() };
+        let runs = store.runs_of_sweep(&plan.name)?;
+        // Whoever lets it rest goes on with all of it.
+        let rests = asked_to_rest(store.results(), &plan.name).is_some();
+        if rests || runs.iter().any(|run| stay.status(run) == Status::Running) {
+            stay.driven.extend(runs.into_iter().map(|run| run.run_id));
+        }
+        Ok(stay)
+    }
+
+    fn has(&self, run: &Run) -> bool {
+        match self.status(run) {
+            Status::Running => true,
+            Status::Planned | Status::Stopped => self.driven.contains(&run.run_id),
+            status => status.is_result(),
+        }
+    }
+
+    fn status(&self, run: &Run) -> Status {
+        status_now(self.store.results(), &run.run_id, run.status)
+    }
 }
