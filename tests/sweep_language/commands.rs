@@ -297,6 +297,25 @@ fn a_top_up_at_work_keeps_its_seeds() {
     assert_eq!(project.points().len(), 3);
 }
 
+/// Of a ladder a run that was stopped at its rung has come to its end, whether it is one of the best or not.
+#[test]
+fn further_seeds_stay_at_their_rungs() {
+    let project = Project::new(
+        "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\nsearch: { halving: { metric: loss, rungs: [640], keep: 1/3 } }\n",
+    );
+    project.said(0, &RUN, &[]);
+    project.said(0, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
+    let points = project.points();
+    let stopped = points.iter().filter(|point| point.ends_with(",stopped")).count();
+    assert_eq!((points.len(), stopped), (6, 4), "{points:?}");
+    for _ in 0..2 {
+        let said = project.said(0, &RUN, &[]);
+        assert!(said.contains("note: 3 points with further seeds"), "{said}");
+        assert!(!said.contains("left out"), "{said}");
+        assert_eq!(project.points(), points);
+    }
+}
+
 /// Before any work, and with nothing left behind.
 #[test]
 fn a_file_where_a_folder_is_expected_is_told_at_once() {

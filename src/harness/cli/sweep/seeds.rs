@@ -7,6 +7,7 @@ use crate::run::status_now;
 use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
 use crate::sweep::drive::{asked as asked_to_rest, identify};
+use crate::sweep::halving::Halving;
 use crate::sweep::plan::{COMMAND_LINE, FURTHER_SEEDS, Plan, TOP_UP_SEEDS};
 use anyhow::Result;
 use fathom_spec::record::RunId;
@@ -14,7 +15,7 @@ use serde_json::json;
 use std::collections::HashSet;
 
 /// Brings every point to `asked` seeds, of those that the store has finished first; where nothing is asked for, keeps the
-/// further seeds of an earlier time that have their results or are at work, and says so.
+/// further seeds of an earlier time that have come to their ends or are at work, and says so.
 ///
 /// # Errors
 ///
@@ -75,11 +76,12 @@ fn keep(plan: &mut Plan, store: &Store, identities: &mut Identities) -> Result<(
     let own_points = plan.points.len();
     let mut open = 0;
     plan.keep_seeds(count, |point| {
+        let tokens = point.config.train.total_tokens.0;
         let point = identify(std::slice::from_ref(point), identities)?.remove(0);
         let group = &point.identity.identity.group_hash;
         let further = runs.iter().filter(|run| run.group_hash == *group);
         let further = further.filter(|run| !own.contains(&run.run_id));
-        let (stay, left): (Vec<&Run>, Vec<&Run>) = further.partition(|run| stay.has(run));
+        let (stay, left): (Vec<&Run>, Vec<&Run>) = further.partition(|run| stay.has(run, tokens));
         open += left.len();
         Ok(stay.iter().map(|run| run.seed).collect())
     })?;
@@ -139,13 +141,14 @@ fn remember(plan: &mut Plan, count: u64, brought: &[RunId]) {
 /// Which further seeds stay in the sweep: those that nobody has to begin for it.
 struct Stay<'a> {
     store: &'a Store,
+    halving: Option<Halving>,
     /// The sweep's points as somebody drives it now.
     driven: HashSet<RunId>,
 }
 
 impl Stay<'_> {
     fn of<'a>(plan: &Plan, store: &'a Store) -> Result<Stay<'a>> {
-        let mut stay = Stay { store, driven: HashSet::new() };
+        let mut stay = Stay { store, halving: plan.halving.clone(), driven: HashSet::new() };
         let runs = store.runs_of_sweep(&plan.name)?;
         // Whoever lets it rest goes on with all of it.
         let rests = asked_to_rest(store.results(), &plan.name).is_some();
@@ -155,9 +158,11 @@ impl Stay<'_> {
         Ok(stay)
     }
 
-    fn has(&self, run: &Run) -> bool {
+    /// `tokens` is how long the run is.
+    fn has(&self, run: &Run, tokens: u64) -> bool {
         match self.status(run) {
             Status::Running => true,
+            Status::Stopped if self.is_at_rung(run, tokens) => true,
             Status::Planned | Status::Stopped => self.driven.contains(&run.run_id),
             status => status.is_result(),
         }
@@ -165,5 +170,11 @@ impl Stay<'_> {
 
     fn status(&self, run: &Run) -> Status {
         status_now(self.store.results(), &run.run_id, run.status)
+    }
+
+    /// Whether a run has come to its end where only the best go on.
+    fn is_at_rung(&self, run: &Run, tokens: u64) -> bool {
+        let rungs = self.halving.iter().flat_map(|halving| halving.rungs_of(tokens));
+        rungs.min().is_some_and(|first| run.tokens >= first)
     }
 }
