@@ -7,6 +7,8 @@ mod commands;
 mod mistakes;
 #[path = "sweep_language/schema.rs"]
 mod schema;
+#[path = "sweep_language/seeds.rs"]
+mod seeds;
 #[path = "sweep_language/wandb.rs"]
 mod wandb;
 

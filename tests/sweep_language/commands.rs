@@ -1,8 +1,9 @@
 //! The commands on sweep files and their runs, with the worker without tensors: check, why, more seeds, strict code, reproduce.
 
-use fathom::store::Store;
+use fathom::store::{Status, Store};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 struct Project {
     dir: tempfile::TempDir,
@@ -228,6 +229,91 @@ fn further_seeds_stay_in_the_sweep() {
         "{said}"
     );
     assert_eq!(project.points().len(), 3);
+}
+
+/// An edit that is taken back, or `--set`, makes other points for a while; what was brought to the first ones is theirs.
+#[test]
+fn further_seeds_are_there_again_with_their_points() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    let run = |more: &[&str]| project.said(0, &[&RUN[..], more].concat(), &[]);
+    run(&["--top-up-seeds", "2"]);
+    let points = project.points();
+    let said = run(&["--set", "train.total_tokens=640"]);
+    assert!(said.contains("runs: 2 finished\n") && !said.contains("note:"), "{said}");
+    assert_eq!(project.points().len(), 2);
+    let kept = "note: 2 points with further seeds, of an earlier --top-up-seeds 2, are kept";
+    let said = run(&[]);
+    assert!(said.contains("runs: 4 done before\n") && said.contains(kept), "{said}");
+    assert_eq!(project.points(), points);
+    // Other points have further seeds of their own.
+    run(&["--set", "train.total_tokens=640", "--top-up-seeds", "3"]);
+    assert_eq!(project.points().len(), 6);
+    run(&[]);
+    assert_eq!(project.points(), points);
+    project.sweep("axes: { train.learning_rate: [0.2] }\n");
+    run(&["--top-up-seeds", "1"]);
+    project.sweep("axes: { train.learning_rate: [0.1, 0.2] }\n");
+    run(&[]);
+    assert_eq!(project.points(), [0, 1, 2].map(|at| points[at].clone()));
+}
+
+/// Whoever runs the sweep beside a top-up does what that one does; what nobody is at is begun where it is asked for.
+#[test]
+fn a_top_up_at_work_keeps_its_seeds() {
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nseeds: 1\n");
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("fathom"));
+    command.current_dir(project.dir.path()).env("FATHOM_ENGINE", scripted());
+    command.args(RUN).args(["--top-up-seeds", "4", "--jobs", "1"]).env("SCRIPT_STEP_MS", "20");
+    let mut top_up = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let is_running = || {
+        let store = Store::open_read_only(&project.path("results"));
+        let runs = store.and_then(|store| store.runs()).unwrap_or_default();
+        runs.iter().any(|run| run.status == Status::Running)
+    };
+    let begun = Instant::now();
+    while !is_running() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing begins");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let said = project.said(0, &RUN, &[]);
+    assert!(said.contains("note: 6 points with further seeds"), "{said}");
+    assert!(!said.contains("left out"), "{said}");
+    assert!(top_up.wait().unwrap().success());
+    let points = project.points();
+    let finished = points.iter().filter(|point| point.ends_with(",finished"));
+    assert_eq!((points.len(), finished.count()), (8, 8), "{points:?}");
+
+    let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nbudget: { runs: 3 }\n");
+    project.said(0, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
+    assert_eq!(project.points()[3], "learning_rate=0.2,1,planned");
+    let said = project.said(0, &RUN, &[]);
+    assert!(
+        said.contains(
+            "note: 1 points with further seeds, of an earlier --top-up-seeds 2, are kept"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("have no result and are left out"), "{said}");
+    assert_eq!(project.points().len(), 3);
+}
+
+/// Of a ladder a run that was stopped at its rung has come to its end, whether it is one of the best or not.
+#[test]
+fn further_seeds_stay_at_their_rungs() {
+    let project = Project::new(
+        "axes: { train.learning_rate: [0.1, 0.2, 0.3] }\nsearch: { halving: { metric: loss, rungs: [640], keep: 1/3 } }\n",
+    );
+    project.said(0, &RUN, &[]);
+    project.said(0, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
+    let points = project.points();
+    let stopped = points.iter().filter(|point| point.ends_with(",stopped")).count();
+    assert_eq!((points.len(), stopped), (6, 4), "{points:?}");
+    for _ in 0..2 {
+        let said = project.said(0, &RUN, &[]);
+        assert!(said.contains("note: 3 points with further seeds"), "{said}");
+        assert!(!said.contains("left out"), "{said}");
+        assert_eq!(project.points(), points);
+    }
 }
 
 /// Before any work, and with nothing left behind.

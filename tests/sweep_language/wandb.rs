@@ -68,6 +68,53 @@ fn a_grid_is_a_grid() {
     assert_eq!(read(&imported.text).unwrap().points.len(), 6, "{}", imported.text);
 }
 
+/// Their draws are runs; here each draw is made with every listed seed.
+#[test]
+fn a_cap_of_runs_holds_with_seeds_too() {
+    let import = |method: &str, seed: &str| {
+        let file = format!(
+            "method: {method}\nrun_cap: 10\nparameters:\n  learning_rate: {{ values: [0.1, 0.2, 0.3, 0.4, 0.5] }}\n  seed: {seed}\n"
+        );
+        let imported = wandb::import("w.yaml", &file).unwrap();
+        let points =
+            read(&imported.text).unwrap_or_else(|e| panic!("{e:#}\n{}", imported.text)).points;
+        (points, imported.notes.join("\n"))
+    };
+    let (points, notes) = import("random", "{ values: [1, 2, 3] }");
+    assert_eq!(points.len(), 9);
+    let expected =
+        "run_cap: 10 is random.count: 3, as each draw is made with all 3 values of train.seed";
+    assert!(notes.contains(expected), "{notes}");
+    let (points, notes) = import("random", "{ min: 0, max: 1000 }");
+    assert_eq!(points.len(), 10);
+    assert!(points.iter().any(|point| point.seed > 0) && !notes.contains("run_cap"), "{notes}");
+    let (points, notes) = import("grid", "{ values: [1, 2, 3] }");
+    assert_eq!(points.len(), 15);
+    assert!(
+        notes.contains("run_cap is not carried over: a grid is made whole; `budget: { runs: 10 }`"),
+        "{notes}"
+    );
+}
+
+/// What is varied stays, whichever stands first.
+#[test]
+fn two_parameters_of_one_key_are_told() {
+    for (one, other) in [("lr", "learning_rate"), ("learning_rate", "lr")] {
+        let [fixed, varied] = [
+            format!("  {one}: {{ value: 0.001 }}\n"),
+            format!("  {other}: {{ values: [0.1, 0.2] }}\n"),
+        ];
+        for parameters in [format!("{fixed}{varied}"), format!("{varied}{fixed}")] {
+            let file = format!("method: grid\nparameters:\n{parameters}");
+            let imported = wandb::import("w.yaml", &file).unwrap();
+            assert_eq!(read(&imported.text).unwrap().points.len(), 2, "{}", imported.text);
+            let expected =
+                format!("{one} is not carried over: {other} sets train.learning_rate too");
+            assert!(imported.notes.contains(&expected), "{:?}", imported.notes);
+        }
+    }
+}
+
 #[test]
 fn what_is_no_sweep_file_of_theirs_is_said_so() {
     let cases = [

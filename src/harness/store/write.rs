@@ -19,8 +19,8 @@ pub struct SweepRecord {
     pub file: String,
     /// The comment that opens the file.
     pub question: Option<String>,
-    /// The sweep file as JSON: axes, search, eval, report. Beside them `command_line` has what was laid over it, and in the store
-    /// `earlier_runs` the runs of points that the sweep has no more.
+    /// The sweep file as JSON: axes, search, eval, report. Beside them `command_line` has what was laid over it, `further_seeds` the
+    /// runs that `--top-up-seeds` brought, and in the store `earlier_runs` the runs of points that the sweep has no more.
     pub spec: Value,
     /// Seconds since 1970-01-01 UTC.
     pub planned_at: f64,

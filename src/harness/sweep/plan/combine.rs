@@ -13,7 +13,7 @@ pub(super) struct Groups<'a> {
     names: Vec<String>,
     listed: Vec<Choice>,
     /// Points of the grid, or draws, to leave out: where all conditions of one of these hold.
-    exclude: Vec<Vec<Condition>>,
+    pub exclude: Vec<Vec<Condition>>,
     tree: &'a Written,
 }
 
@@ -165,11 +165,11 @@ impl<'a> Groups<'a> {
         Ok(combinations)
     }
 
-    /// Draw `index`, the seed axis left out. Each axis is drawn by itself: one that is added or taken away changes nothing in
-    /// the others.
+    /// Draw `index`, without the seeds that each draw is made with. Each axis is drawn by itself: one that is added or taken
+    /// away changes nothing in the others.
     pub(super) fn draw(&self, seed: u64, index: u64) -> Draw {
         let mut choices: Vec<Choice> = Vec::new();
-        for group in self.groups.iter().filter(|group| !group.is_seed()) {
+        for group in self.groups.iter().filter(|group| !group.is_crossed()) {
             if !group.applies(&choices) {
                 continue;
             }
@@ -182,17 +182,19 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        let is_excluded = |pattern: &Vec<Condition>| pattern.iter().all(|one| one.holds(&choices));
-        if self.exclude.iter().any(is_excluded) { Draw::Excluded } else { Draw::Made(choices) }
+        if self.is_excluded(&choices) { Draw::Excluded } else { Draw::Made(choices) }
     }
 
-    /// A draw with each seed.
+    fn is_excluded(&self, choices: &[Choice]) -> bool {
+        self.exclude.iter().any(|pattern| pattern.iter().all(|one| one.holds(choices)))
+    }
+
+    /// A draw with each seed that it may have.
     pub(super) fn with_seeds(&self, choices: &[Choice]) -> Vec<Vec<Choice>> {
-        let Some(Rows::Listed(rows)) = self.groups.iter().find(|g| g.is_seed()).map(|g| &g.rows)
-        else {
-            return vec![choices.to_vec()];
-        };
-        rows.iter().map(|row| [choices, &row[..]].concat()).collect()
+        let seeds = self.groups.iter().find(|group| group.is_crossed()).map(|group| &group.rows);
+        let Some(Rows::Listed(rows)) = seeds else { return vec![choices.to_vec()] };
+        let made = rows.iter().map(|row| [choices, &row[..]].concat());
+        made.filter(|choices| !self.is_excluded(choices)).collect()
     }
 
     /// The points that `include` adds, each with every seed unless it names its own.
@@ -272,6 +274,11 @@ impl Group {
 
     fn is_seed(&self) -> bool {
         self.names.iter().any(|name| name == SEED)
+    }
+
+    /// Whether each draw is made with all of its values, and not with one of them: so it is with seeds that are listed.
+    fn is_crossed(&self) -> bool {
+        self.names == [SEED] && self.when.is_empty() && matches!(self.rows, Rows::Listed(_))
     }
 
     fn applies(&self, choices: &[Choice]) -> bool {

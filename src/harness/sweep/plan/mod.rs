@@ -1,9 +1,9 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 //!
 //! `axes` reads what is varied, `combine` makes the grid or the random draws of it, `rules` are what follows of a point's values
-//! (conditional settings, derived values in the order of `derive`, constraints), `points` resolves them, `lost` refuses what none
-//! of them would have; `bisect` and `report` read what is searched and reported. [`schema`] tells editors all of it, [`wandb`]
-//! brings the sweep files of Weights & Biases.
+//! (conditional settings, derived values in the order of `derive`, constraints), `points` resolves them, `seeds` brings them to
+//! more seeds, `lost` refuses what none of them would have; `bisect` and `report` read what is searched and reported. [`schema`]
+//! tells editors all of it, [`wandb`] brings the sweep files of Weights & Biases.
 
 mod axes;
 mod bisect;
@@ -14,13 +14,14 @@ mod points;
 mod report;
 mod rules;
 pub mod schema;
+mod seeds;
 pub mod wandb;
 
 use super::base::Base;
 use super::halving::Halving;
 use super::schedule::{self, FALLBACK, Schedule};
 use anyhow::{Context, Result, bail};
-use axes::{Choice, Random, key_choice};
+use axes::{Choice, Condition, Random, key_choice};
 pub use bisect::{Bisect, PROBE_LAYERS};
 use bisect::{bisect, refuse_beside_search, whole};
 use combine::Groups;
@@ -37,6 +38,9 @@ pub const COMMAND_LINE: &str = "command_line";
 
 /// What [`COMMAND_LINE`] has of `--top-up-seeds`.
 pub const TOP_UP_SEEDS: &str = "top_up_seeds";
+
+/// Where the stored sweep has the further seeds that were brought to its points: what was asked for, and the runs.
+pub const FURTHER_SEEDS: &str = "further_seeds";
 
 /// The key path of the seed: it is told apart from the other axes.
 pub const SEED: &str = "train.seed";
@@ -67,6 +71,8 @@ pub struct Plan {
     base: Base,
     /// What follows of a point's values.
     rules: Rules,
+    /// What is no point of the grid.
+    exclude: Vec<Vec<Condition>>,
     /// What makes each point; the probes of a case set their value beside it.
     choices: Vec<Vec<Choice>>,
     /// Where the search stands, if there is one.
@@ -221,6 +227,7 @@ impl Plan {
             left_out,
             base,
             rules,
+            exclude: groups.exclude,
             choices,
             search_origin: bisect::origin(&tree),
         };

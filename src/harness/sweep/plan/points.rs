@@ -1,16 +1,16 @@
-//! Points as they are made of choices: resolved, held to the constraints, told apart, and brought to more seeds.
+//! Points as they are made of choices: resolved, held to the constraints, told apart.
 
-use super::axes::{Choice, Random, key_choice};
+use super::axes::{Choice, Random};
 use super::combine::{Draw, Groups};
 use super::lost::{refuse_axes_at_odds, what_runs};
 use super::rules::Rules;
-use super::{COMMAND_LINE, MOST_POINTS, Plan, Point, SEED, TOP_UP_SEEDS, plain, short};
+use super::{MOST_POINTS, Point, SEED, plain, short};
 use crate::sweep::base::Base;
 use anyhow::{Result, bail};
 use fathom_spec::config::RunConfig;
 use fathom_spec::config::written::Written;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// The points that come of a sweep's choices, as they are made.
 pub(super) struct Made<'a> {
@@ -87,7 +87,8 @@ impl<'a> Made<'a> {
             }
             let Draw::Made(choices) = groups.draw(random.seed, index) else { continue };
             let of_draw = groups.with_seeds(&choices);
-            let first = resolve(self.base, self.rules, &of_draw[0])?;
+            let Some(first) = of_draw.first() else { continue };
+            let first = resolve(self.base, self.rules, first)?;
             if !seen.insert(first.config.to_json().to_string()) {
                 continue;
             }
@@ -123,103 +124,4 @@ pub(super) fn resolve(base: &Base, rules: &Rules, choices: &[Choice]) -> Result<
         choices.iter().map(|choice| (choice.axis.clone(), choice.shown.clone())).collect();
     settings.insert(SEED.to_string(), json!(config.train.seed));
     Ok(Point { label, seed: config.train.seed, settings, config })
-}
-
-impl Plan {
-    /// Brings every point to `count` seeds. A point's further seeds are those that other points of the sweep have (so that
-    /// they can be compared in pairs), then those that `known` says are done, then the lowest that are free.
-    ///
-    /// # Errors
-    ///
-    /// When the sweep is a search; as [`Plan::read`] for the new points; and what `known` says.
-    pub fn top_up_seeds(
-        &mut self,
-        count: usize,
-        mut known: impl FnMut(&Point) -> Result<Vec<u64>>,
-    ) -> Result<()> {
-        if self.search.is_some() {
-            bail!(
-                "--top-up-seeds: expected a sweep without a search, found one\n  help: a search tries each value once"
-            );
-        }
-        if count > MOST_POINTS {
-            bail!("--top-up-seeds: expected at most {MOST_POINTS}, found {count}");
-        }
-        let mut of_sweep: Vec<u64> = self.points.iter().map(|point| point.seed).collect();
-        of_sweep.sort_unstable();
-        of_sweep.dedup();
-        self.with_seeds(count as u64, |point, seeds| {
-            let mut seeds = seeds.to_vec();
-            for seed in of_sweep.iter().copied().chain(known(point)?).chain(0..) {
-                if seeds.len() >= count {
-                    break;
-                }
-                if !seeds.contains(&seed) {
-                    seeds.push(seed);
-                }
-            }
-            Ok(seeds)
-        })
-    }
-
-    /// Adds the seeds that `further` names of each point, which an earlier [`Plan::top_up_seeds`] to `count` brought.
-    ///
-    /// # Errors
-    ///
-    /// As [`Plan::top_up_seeds`].
-    pub fn keep_seeds(
-        &mut self,
-        count: u64,
-        mut further: impl FnMut(&Point) -> Result<Vec<u64>>,
-    ) -> Result<()> {
-        let mut any = false;
-        let mut kept = self.clone();
-        kept.with_seeds(count, |point, seeds| {
-            let mut seeds = seeds.to_vec();
-            for seed in further(point)? {
-                if !seeds.contains(&seed) {
-                    seeds.push(seed);
-                    any = true;
-                }
-            }
-            Ok(seeds)
-        })?;
-        if any {
-            *self = kept;
-        }
-        Ok(())
-    }
-
-    /// Gives each point the seeds that `seeds` makes of those it has.
-    fn with_seeds(
-        &mut self,
-        count: u64,
-        mut seeds: impl FnMut(&Point, &[u64]) -> Result<Vec<u64>>,
-    ) -> Result<()> {
-        let mut seen: Vec<(Vec<Choice>, usize, Vec<u64>)> = Vec::new();
-        let mut places: HashMap<String, usize> = HashMap::new();
-        for (at, point) in self.points.iter().enumerate() {
-            let mut without_seed = point.settings.clone();
-            without_seed.shift_remove(SEED);
-            let of_group = Value::Object(without_seed).to_string();
-            let place = *places.entry(of_group).or_insert(seen.len());
-            if place == seen.len() {
-                let own = self.choices[at].iter().filter(|choice| choice.axis != SEED);
-                seen.push((own.cloned().collect(), at, Vec::new()));
-            }
-            seen[place].2.push(point.seed);
-        }
-        let (mut points, mut choices) = (Vec::new(), Vec::new());
-        for (own, at, before) in seen {
-            for seed in seeds(&self.points[at], &before)? {
-                let value = Written::from_json("--top-up-seeds", &seed.into());
-                let with = [own.clone(), vec![key_choice(SEED, value)]].concat();
-                points.push(resolve(&self.base, &self.rules, &with)?);
-                choices.push(with);
-            }
-        }
-        (self.points, self.choices) = (points, choices);
-        self.spec[COMMAND_LINE][TOP_UP_SEEDS] = count.into();
-        Ok(())
-    }
 }

@@ -3,11 +3,12 @@
 //! The format is that of <https://docs.wandb.ai/guides/sweeps/define-sweep-configuration>.
 
 use super::schema::key_paths;
-use super::{plain, whole};
+use super::{SEED, plain, whole};
 use anyhow::{Result, bail};
 use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Entry, Node, Written};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
 /// A sweep file of fathom, and what a reader has to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
              fathom's own"
         );
     };
-    let mut import = Import { notes: Vec::new(), axes: Map::new(), set: Map::new(), random: false };
+    let mut import = Import::default();
     let method = match tree.get("method") {
         Some(method) => method.text("method")?,
         None => bail!("{file}: expected the key `method`, found none"),
@@ -69,15 +70,11 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
         ),
     };
     import.parameters("", parameters)?;
-    let count = tree.get("run_cap").map(|cap| whole(cap, "run_cap")).transpose()?;
+    let cap = tree.get("run_cap").map(|cap| whole(cap, "run_cap")).transpose()?;
     for entry in tree.entries("the sweep file")? {
         import.top_level(entry);
     }
-    if import.random && count.is_none() {
-        import.note(&format!(
-            "run_cap is not given, and random draws need an end: random.count is {DRAWS}"
-        ));
-    }
+    let count = import.draws(cap);
     import.note("base: name the configuration that the parameters change");
     let name = tree.get("name").and_then(|name| name.text("name").ok());
     let name: String = name
@@ -93,7 +90,7 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
         sweep.insert("set".into(), import.set.into());
     }
     if import.random {
-        sweep.insert("random".into(), json!({ "count": count.unwrap_or(DRAWS), "seed": 0 }));
+        sweep.insert("random".into(), json!({ "count": count, "seed": 0 }));
     }
     if !import.axes.is_empty() {
         sweep.insert("axes".into(), import.axes.into());
@@ -108,16 +105,63 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
     Ok(Imported { text, notes: import.notes })
 }
 
+#[derive(Default)]
 struct Import {
     notes: Vec<String>,
     axes: Map<String, Value>,
     set: Map<String, Value>,
+    /// Key path -> the parameter that it was made of.
+    names: HashMap<String, String>,
     random: bool,
 }
 
 impl Import {
     fn note(&mut self, note: &str) {
         self.notes.push(note.to_string());
+    }
+
+    /// How many draws make as many runs as are allowed: listed seeds are made for each draw.
+    fn draws(&mut self, cap: Option<u64>) -> u64 {
+        let seeds =
+            self.axes.get(SEED).and_then(Value::as_array).map_or(1, |seeds| seeds.len() as u64);
+        match cap {
+            Some(cap) if !self.random => {
+                self.note(&format!(
+                    "run_cap is not carried over: a grid is made whole; `budget: {{ runs: {cap} }}` begins no more of it"
+                ));
+                cap
+            }
+            None if !self.random => DRAWS,
+            None => {
+                self.note(&format!(
+                    "run_cap is not given, and random draws need an end: random.count is {DRAWS}"
+                ));
+                DRAWS
+            }
+            Some(cap) if seeds > 1 => {
+                let count = (cap / seeds).max(1);
+                self.note(&format!(
+                    "run_cap: {cap} is random.count: {count}, as each draw is made with all {seeds} values of {SEED}"
+                ));
+                count
+            }
+            Some(cap) => cap,
+        }
+    }
+
+    /// Whether a parameter may have its key. Of two that mean one, that which varies it stays, else the first.
+    fn takes(&mut self, name: &str, key: &str, is_varied: bool) -> bool {
+        let Some(other) = self.names.get(key).cloned() else {
+            self.names.insert(key.to_string(), name.to_string());
+            return true;
+        };
+        let takes = is_varied && self.set.shift_remove(key).is_some();
+        let (left, kept) = if takes { (other.as_str(), name) } else { (name, other.as_str()) };
+        self.note(&format!("{left} is not carried over: {kept} sets {key} too"));
+        if takes {
+            self.names.insert(key.to_string(), name.to_string());
+        }
+        takes
     }
 
     fn top_level(&mut self, entry: &Entry) {
@@ -197,7 +241,9 @@ impl Import {
         definition.entries(&place)?;
         let json = |key: &str| definition.get(key).map(Written::to_json);
         if let Some(value) = json("value") {
-            self.set.insert(key.into(), value);
+            if self.takes(name, key, false) {
+                self.set.insert(key.into(), value);
+            }
             return Ok(());
         }
         if let Some(values) = definition.get("values") {
@@ -207,7 +253,9 @@ impl Import {
                     "{name}: probabilities are not carried over: each value is as likely as another"
                 ));
             }
-            self.axes.insert(key.into(), values.to_json());
+            if self.takes(name, key, true) {
+                self.axes.insert(key.into(), values.to_json());
+            }
             return Ok(());
         }
         let ends = (definition.get("min"), definition.get("max"));
@@ -259,7 +307,9 @@ impl Import {
         if !self.random && distribution != "int_uniform" {
             self.note(&format!("{name}: a grid needs values: give {key} a `count`"));
         }
-        self.axes.insert(key.into(), axis);
+        if self.takes(name, key, true) {
+            self.axes.insert(key.into(), axis);
+        }
         Ok(())
     }
 }
