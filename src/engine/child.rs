@@ -10,7 +10,7 @@ use crate::eval::perplexity;
 use crate::facts::Sink;
 use crate::provenance;
 use crate::torch;
-use crate::train::orders::{Order, unsaved};
+use crate::train::orders::{Order, refused_save, unsaved};
 use crate::train::{self, Ending, Progress, Training};
 use anyhow::{Result, bail};
 use fathom_data::cache::Cache;
@@ -303,19 +303,14 @@ fn evaluate(
     let mut ends = None;
     let report = perplexity::measure(training.model, documents, &options, &mut || {
         while let Some(order) = orders.next(&mut answers) {
-            let unsaved = unsaved(training);
-            let outcome = match (order.command, unsaved) {
-                (Command::Save | Command::SaveStop, Some(reason)) => {
-                    format!("refused: no checkpoint can be written: {reason}")
-                }
-                (Command::Save, None) => {
-                    format!("the checkpoint of step {step} was written before")
-                }
+            let refusal = refused_save(training, order.command);
+            let is_refused = refusal.is_some();
+            let outcome = refusal.unwrap_or_else(|| match (order.command, unsaved(training)) {
+                (Command::Save, _) => format!("the checkpoint of step {step} was written before"),
                 (Command::StartAnnealing, _) => "refused: training is done".to_string(),
                 (_, Some(reason)) => format!("no checkpoint was written: {reason}"),
                 (_, None) => "training is done; its evaluation is left to another time".to_string(),
-            };
-            let is_refused = order.command == Command::SaveStop && unsaved.is_some();
+            });
             if order.request.is_some() {
                 answers.event(order.answer(outcome));
             }

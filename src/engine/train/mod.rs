@@ -28,7 +28,7 @@ use fathom_spec::record::{ANNEALING, EventKind, RunPaths};
 use fathom_spec::units::Tokens;
 use layered::Layered;
 use optimizer::Optimizer;
-use orders::{Order, Orders, unsaved};
+use orders::{Order, Orders, refused_save, unsaved};
 use schedule::Schedule;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -133,15 +133,12 @@ pub fn train(
         let is_evaluated = every > 0 && state.step.is_multiple_of(every) && !done;
         state.evaluation_due = is_evaluated && (stepped || state.evaluation_due);
         for order in orders.by_ref() {
+            if let Some(refusal) = refused_save(t, order.command) {
+                sink.event(order.answer(refusal));
+                continue;
+            }
             let mut outcome = String::new();
             match order.command {
-                Command::Save | Command::SaveStop if unsaved(t).is_some() => {
-                    let reason = unsaved(t).unwrap_or_default();
-                    sink.event(
-                        order.answer(format!("refused: no checkpoint can be written: {reason}")),
-                    );
-                    continue;
-                }
                 Command::Save | Command::SaveStop | Command::Stop => {
                     outcome = save(t, &optimizer, &state, &mut last_checkpoint, sink)?;
                 }

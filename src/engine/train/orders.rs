@@ -63,13 +63,10 @@ impl<'n> Orders<'n> {
         sink: &mut impl Sink,
     ) {
         for order in self.waiting.drain(..) {
-            let outcome = match (order.command, unsaved(t)) {
-                (Command::StartAnnealing, _) => format!("refused: {reason}"),
-                (Command::Save | Command::SaveStop, Some(unsaved)) => {
-                    format!("refused: no checkpoint can be written: {unsaved}")
-                }
+            let outcome = refused_save(t, order.command).unwrap_or_else(|| match order.command {
+                Command::StartAnnealing => format!("refused: {reason}"),
                 _ => format!("{reason}; {saved}"),
-            };
+            });
             sink.event(order.answer(outcome));
         }
     }
@@ -90,6 +87,12 @@ impl Iterator for Orders<'_> {
     fn next(&mut self) -> Option<Order> {
         self.waiting.pop_front().or_else(|| (self.next)())
     }
+}
+
+/// The answer to who asks for a checkpoint of a run that writes none; it goes on as it was.
+pub fn refused_save(t: &Training, command: Command) -> Option<String> {
+    let reason = unsaved(t).filter(|_| matches!(command, Command::Save | Command::SaveStop))?;
+    Some(format!("refused: no checkpoint can be written: {reason}"))
 }
 
 /// Why a run writes no checkpoints, if it writes none.
