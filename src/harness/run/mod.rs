@@ -185,6 +185,28 @@ fn try_flock(file: &File, kind: libc::c_int) -> std::io::Result<bool> {
     }
 }
 
+/// Waits until nobody else has a lock that is held for moments, and takes it: it is gone with the file. `what` names it where it
+/// can't be taken.
+///
+/// # Errors
+///
+/// When its file can't be made, or the file system has no locks.
+pub fn wait_for_lock(path: &Path, what: &str) -> Result<File> {
+    let context = || format!("{}: {what} can't be taken", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(context)?;
+    }
+    let file = File::create(path).with_context(context)?;
+    loop {
+        match file.lock() {
+            Ok(()) => return Ok(file),
+            // A signal that is heard meanwhile is no reason to give up.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(context),
+        }
+    }
+}
+
 /// What the worker is, to this process.
 enum Worker {
     Child(Child),

@@ -4,18 +4,17 @@
 //! Tokens are those that runs are to see, `train.total_tokens`: what the last step of one sees beyond them is not counted. Seconds are predicted, and the prediction is held to what the sweep's runs have really taken.
 
 use super::{Driver, Job};
-use crate::run::{self, State};
+use crate::run::{self, State, wait_for_lock};
 use crate::store::{Run, Status, Store, Taken};
 use crate::sweep::plan::Plan;
 use crate::sweep::schedule::Budget;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{RunId, RunPaths};
 use fathom_spec::units::{Tokens, format_seconds};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// How many seconds a token of a run takes, where that can be said.
@@ -250,21 +249,8 @@ pub(super) struct Turnstile {
 
 /// Waits for the sweep's turnstile; nobody has it for longer than it takes to begin a run.
 pub(super) fn turnstile(results: &Path, sweep: &str) -> Result<Turnstile> {
-    let folder = results.join("control");
-    let path = folder.join(format!("{sweep}.budget"));
-    let context = || format!("{}: the budget's lock can't be taken", path.display());
-    fs::create_dir_all(&folder).with_context(context)?;
-    let file = File::create(&path).with_context(context)?;
-    loop {
-        // SAFETY: flock on a descriptor that `file` owns.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } == 0 {
-            return Ok(Turnstile { _file: file });
-        }
-        let error = std::io::Error::last_os_error();
-        if error.kind() != std::io::ErrorKind::Interrupted {
-            return Err(error).with_context(context);
-        }
-    }
+    let path = results.join("control").join(format!("{sweep}.budget"));
+    Ok(Turnstile { _file: wait_for_lock(&path, "the budget's lock")? })
 }
 
 /// What is left, in words: `1280 of 2K tokens and 3 of 4 runs are spent`.

@@ -4,13 +4,13 @@
 //! one of them decided the next one finds. It is not forced to the disk: a machine that loses its power loses no run by it, and
 //! who has gone past a rung is known by the run itself.
 
+use crate::run::wait_for_lock;
 use anyhow::{Context, Result};
 use fathom_spec::record::{RunId, SweepPaths, write_whole};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
 
 /// One decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,18 +36,7 @@ pub(super) struct Promotions {
 impl Promotions {
     /// Waits until nobody else decides.
     pub fn hold(paths: SweepPaths) -> Result<Promotions> {
-        let context = || format!("{}: the sweep's lock can't be taken", paths.lock().display());
-        if let Some(folder) = paths.lock().parent() {
-            std::fs::create_dir_all(folder).with_context(context)?;
-        }
-        let lock = File::create(paths.lock()).with_context(context)?;
-        // SAFETY: flock on a descriptor that `lock` owns. A signal that is heard meanwhile is no reason to give up.
-        while unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
-            let error = std::io::Error::last_os_error();
-            if error.kind() != ErrorKind::Interrupted {
-                return Err(error).with_context(context);
-            }
-        }
+        let lock = wait_for_lock(&paths.lock(), "the sweep's lock")?;
         let path = paths.promotions();
         let made: Vec<Promotion> = match std::fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| {
