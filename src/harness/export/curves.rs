@@ -1,6 +1,6 @@
 //! What a run logged: its scalars by step, with the time of each step.
 
-use crate::store::{Labels, Run, Store};
+use crate::store::{Labels, Run, Step, Store};
 use anyhow::{Context, Result};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{Event, EventKind, RunPaths, read_events};
@@ -115,7 +115,7 @@ impl Curves {
                 curves.ended_at = Some(event.time);
             }
             curves.time(event);
-            for (key, step, value) in numbers(&event.kind) {
+            for (key, step, value) in numbers(event) {
                 scalars.entry(key).or_default().insert(step, value);
             }
             if let EventKind::Sample { step, prompt, text } = &event.kind {
@@ -150,30 +150,11 @@ impl Curves {
 }
 
 /// The numbers of an event, under the names that the store gives them.
-fn numbers(kind: &EventKind) -> Vec<(String, u64, f64)> {
-    match kind {
-        EventKind::Step {
-            step,
-            tokens,
-            loss,
-            learning_rate,
-            grad_norm,
-            step_seconds,
-            tokens_per_second,
-            peak_allocated,
-            peak_reserved,
-        } => [
-            ("loss", *loss),
-            ("learning_rate", *learning_rate),
-            ("grad_norm", *grad_norm),
-            ("step_seconds", *step_seconds),
-            ("tokens_per_second", *tokens_per_second),
-            ("tokens", *tokens as f64),
-            ("peak_allocated", *peak_allocated as f64),
-            ("peak_reserved", *peak_reserved as f64),
-        ]
-        .map(|(key, value)| (key.to_string(), *step, value))
-        .to_vec(),
+fn numbers(event: &Event) -> Vec<(String, u64, f64)> {
+    if let Some(step) = Step::of(event) {
+        return step.scalars().map(|(key, value)| (key.to_string(), step.step, value)).to_vec();
+    }
+    match &event.kind {
         EventKind::Eval { step, split, loss, .. } => {
             vec![(format!("eval_loss.{split}"), *step, *loss)]
         }

@@ -127,18 +127,6 @@ pub(super) struct Writer<'c> {
     step: Option<[usize; 8]>,
 }
 
-/// The scalars of a step.
-const STEP: [&str; 8] = [
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "step_seconds",
-    "tokens_per_second",
-    "tokens",
-    "peak_allocated",
-    "peak_reserved",
-];
-
 impl<'c> Writer<'c> {
     fn new(connection: &'c Connection, run: i64) -> Result<Writer<'c>> {
         Ok(Writer { connection, run, metrics: Metrics::new(connection, run)?, step: None })
@@ -171,27 +159,18 @@ impl<'c> Writer<'c> {
         run.tokens = step.tokens;
         run.last_loss = number(step.loss);
         run.raise_peaks(step.peak_allocated, step.peak_reserved);
+        let scalars = step.scalars();
         let columns = match self.step {
             Some(columns) => columns,
             None => {
-                let mut columns = [0; STEP.len()];
-                for (column, key) in columns.iter_mut().zip(STEP) {
+                let mut columns = [0; 8];
+                for (column, (key, _)) in columns.iter_mut().zip(scalars) {
                     *column = self.metrics.column(key)?;
                 }
                 *self.step.insert(columns)
             }
         };
-        let values = [
-            step.loss,
-            step.learning_rate,
-            step.grad_norm,
-            step.step_seconds,
-            step.tokens_per_second,
-            step.tokens as f64,
-            step.peak_allocated as f64,
-            step.peak_reserved as f64,
-        ];
-        for (column, value) in columns.into_iter().zip(values) {
+        for (column, (_, value)) in columns.into_iter().zip(scalars) {
             self.metrics.add_to(column, step.step, value);
         }
         Ok(())

@@ -44,7 +44,7 @@ impl Line {
 
 /// What the store takes of a step.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
+pub struct Step {
     pub seq: u64,
     pub elapsed_seconds: f64,
     pub step: u64,
@@ -56,6 +56,53 @@ pub(super) struct Step {
     pub tokens_per_second: f64,
     pub peak_allocated: u64,
     pub peak_reserved: u64,
+}
+
+impl Step {
+    /// That of an event, if it is of a step.
+    pub fn of(event: &Event) -> Option<Step> {
+        let EventKind::Step {
+            step,
+            tokens,
+            loss,
+            learning_rate,
+            grad_norm,
+            step_seconds,
+            tokens_per_second,
+            peak_allocated,
+            peak_reserved,
+        } = event.kind
+        else {
+            return None;
+        };
+        Some(Step {
+            seq: event.seq,
+            elapsed_seconds: event.elapsed_seconds,
+            step,
+            tokens,
+            loss,
+            learning_rate,
+            grad_norm,
+            step_seconds,
+            tokens_per_second,
+            peak_allocated,
+            peak_reserved,
+        })
+    }
+
+    /// Its scalars under their names, always in this order.
+    pub fn scalars(&self) -> [(&'static str, f64); 8] {
+        [
+            ("loss", self.loss),
+            ("learning_rate", self.learning_rate),
+            ("grad_norm", self.grad_norm),
+            ("step_seconds", self.step_seconds),
+            ("tokens_per_second", self.tokens_per_second),
+            ("tokens", self.tokens as f64),
+            ("peak_allocated", self.peak_allocated as f64),
+            ("peak_reserved", self.peak_reserved as f64),
+        ]
+    }
 }
 
 /// Reads the whole lines from byte `offset` on; none where there is no file.
@@ -113,31 +160,9 @@ fn parse(line: &[u8]) -> Result<Line, serde_json::Error> {
         }));
     }
     let event: Event = serde_json::from_slice(line)?;
-    Ok(match event.kind {
-        EventKind::Step {
-            step,
-            tokens,
-            loss,
-            learning_rate,
-            grad_norm,
-            step_seconds,
-            tokens_per_second,
-            peak_allocated,
-            peak_reserved,
-        } => Line::Step(Step {
-            seq: event.seq,
-            elapsed_seconds: event.elapsed_seconds,
-            step,
-            tokens,
-            loss,
-            learning_rate,
-            grad_norm,
-            step_seconds,
-            tokens_per_second,
-            peak_allocated,
-            peak_reserved,
-        }),
-        _ => Line::Other(Box::new(event)),
+    Ok(match Step::of(&event) {
+        Some(step) => Line::Step(step),
+        None => Line::Other(Box::new(event)),
     })
 }
 

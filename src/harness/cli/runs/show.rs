@@ -7,7 +7,7 @@ use crate::store::{Run, Store};
 use anyhow::Result;
 use fathom_spec::config::written::Written;
 use fathom_spec::config::{OptimizerType, RunConfig, ScheduleType};
-use fathom_spec::record::{EventKind, RunPaths};
+use fathom_spec::record::RunPaths;
 use fathom_spec::units::{Bytes, Tokens, format_seconds};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -188,31 +188,18 @@ fn warnings(store: &Store, run: &Run) -> Result<Table> {
 fn attempts(store: &Store, run: &Run) -> Result<Table> {
     let mut table =
         Table::new(&["attempt", "started", "from step", "host", "device", "name", "code"]);
-    for event in store.events(&run.run_id, "started")? {
-        let EventKind::Started {
-            attempt,
-            resumed_from_step,
-            code_version,
-            git_commit,
-            git_dirty,
-            host,
-            device,
-            device_name,
-            ..
-        } = event.kind
-        else {
-            continue;
-        };
-        let commit: String = git_commit.unwrap_or_default().chars().take(8).collect();
-        let dirty = if git_dirty == Some(true) { " (changed)" } else { "" };
+    for found in store.attempts(&run.run_id)? {
+        let commit: String = found.git_commit.unwrap_or_default().chars().take(8).collect();
+        let dirty = if found.git_dirty == Some(true) { " (changed)" } else { "" };
+        let code = format!("{} {commit}{dirty}", found.code_version.unwrap_or_default());
         table.rows.push(vec![
-            Cell::Integer(attempt.into()),
-            utc(store, event.time)?.into(),
-            Cell::Integer(resumed_from_step as i64),
-            host.into(),
-            device.into(),
-            device_name.into(),
-            format!("{code_version} {commit}{dirty}").trim().into(),
+            Cell::Integer(found.attempt.into()),
+            utc(store, found.started_at)?.into(),
+            Cell::Integer(found.resumed_from_step as i64),
+            found.host.unwrap_or_default().into(),
+            found.device.unwrap_or_default().into(),
+            found.device_name.unwrap_or_default().into(),
+            code.trim().into(),
         ]);
     }
     Ok(table)
