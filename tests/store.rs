@@ -1,6 +1,10 @@
 //! The store from outside: what goes in by event logs comes out by query, once, whatever happens on the way.
 
+#[path = "support/events.rs"]
+mod events;
+
 use anyhow::Result;
+use events::step;
 use fathom::cli::table::{Cell, Format};
 use fathom::cli::{runs, sql};
 use fathom::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
@@ -68,20 +72,6 @@ fn started(attempt: u32, resumed_from_step: u64) -> EventKind {
         threads: 2,
         seed: 0,
         environment: BTreeMap::from([("OMP_NUM_THREADS".into(), "2".into())]),
-    }
-}
-
-fn step(step: u64, loss: f64) -> EventKind {
-    EventKind::Step {
-        step,
-        tokens: step * 64,
-        loss,
-        learning_rate: 1e-5,
-        grad_norm: 1.5,
-        step_seconds: 0.5,
-        tokens_per_second: 128.0,
-        peak_allocated: (100 + step) << 20,
-        peak_reserved: 200 << 20,
     }
 }
 

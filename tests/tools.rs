@@ -1,5 +1,9 @@
 //! What people do with runs that were made: label them, remove them, ask, follow, export. Folders of runs in, text and files out.
 
+#[path = "support/events.rs"]
+mod events;
+
+use events::step;
 use fathom::run::lock;
 use fathom::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRecord};
 use fathom_spec::config::written::Written;
@@ -128,20 +132,6 @@ fn started() -> EventKind {
         threads: 2,
         seed: 0,
         environment: BTreeMap::new(),
-    }
-}
-
-fn step(step: u64, loss: f64) -> EventKind {
-    EventKind::Step {
-        step,
-        tokens: step * 64,
-        loss,
-        learning_rate: 1e-5,
-        grad_norm: 1.5,
-        step_seconds: 0.5,
-        tokens_per_second: 128.0,
-        peak_allocated: (100 + step) << 20,
-        peak_reserved: 200 << 20,
     }
 }
 
