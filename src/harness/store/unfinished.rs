@@ -1,5 +1,6 @@
 //! Reading: the runs of which the store may not have heard the last, and how far those of a sweep are.
 
+use super::write::RUNS_EVER;
 use super::{Status, Store, verdict};
 use anyhow::Result;
 use fathom_spec::record::{RunId, RunPaths};
@@ -70,13 +71,12 @@ impl Store {
     ///
     /// When the database can't be read.
     pub fn taken_by_sweep(&self, sweep: &str) -> Result<Vec<Taken>> {
-        let sql = "SELECT run_id, status, attempt, seconds, tokens, CAST(coalesce(p.number, tokens) AS INTEGER), log_offset
-                   FROM runs LEFT JOIN params p ON p.run = runs.id AND p.key = 'train.total_tokens'
-                   WHERE run_id IN (
-                     SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
-                     UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
-                   ) ORDER BY id";
-        self.rows(sql, [sweep], |row| {
+        let sql = format!(
+            "SELECT run_id, status, attempt, seconds, tokens, CAST(coalesce(p.number, tokens) AS INTEGER), log_offset
+             FROM runs LEFT JOIN params p ON p.run = runs.id AND p.key = 'train.total_tokens'
+             WHERE run_id IN ({RUNS_EVER}) ORDER BY id"
+        );
+        self.rows(&sql, [sweep], |row| {
             Ok(Taken {
                 run_id: RunId(row.get(0)?),
                 status: super::query::parsed(row, "status")?,

@@ -123,18 +123,20 @@ impl Store {
 /// Where a stored sweep names the runs of points that it has no more: what they took counts in its budget.
 const EARLIER_RUNS: &str = "earlier_runs";
 
+/// The ids of all runs that the sweep `?1` has or had as points.
+pub(super) const RUNS_EVER: &str =
+    "SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
+     UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1";
+
 /// What a sweep's row is to say, with the runs of those points that it had and that are not among the new ones.
 fn with_earlier_runs(
     connection: &Connection,
     sweep: &SweepRecord,
     points: &[PointRecord],
 ) -> Result<Value> {
-    let mut known = connection.prepare_cached(
-        "SELECT r.run_id FROM runs r WHERE r.run_id IN (
-           SELECT p.run_id FROM points p JOIN sweeps s ON s.id = p.sweep_id WHERE s.name = ?1
-           UNION SELECT e.value FROM sweeps s, json_each(s.spec, '$.earlier_runs') e WHERE s.name = ?1
-         ) ORDER BY r.id",
-    )?;
+    let mut known = connection.prepare_cached(&format!(
+        "SELECT run_id FROM runs WHERE run_id IN ({RUNS_EVER}) ORDER BY id"
+    ))?;
     let now: HashSet<&str> = points.iter().map(|point| point.run_id.0.as_str()).collect();
     let mut earlier: Vec<String> = known
         .query_map([&sweep.name], |row| row.get::<_, String>(0))?
