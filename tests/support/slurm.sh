@@ -24,7 +24,8 @@ sbatch)
       # What cancels the task ends all of its processes but the one that tells of it.
       trap : TERM
       sh "$1" &
-      while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+      # A wait that the signal cuts short is begun again. It comes first: a process that has ended already is not there for kill.
+      while wait $!; code=$?; kill -0 $! 2>/dev/null; do :; done
       if [ $code -gt 128 ]; then told="FAILED 0:$((code - 128))"; elif [ $code = 0 ]; then told="COMPLETED 0:0"; else told="FAILED $code:0"; fi
       [ -e "$2.told" ] && told=$(cat "$2.told")
       echo "$told" >"$2.new" && mv "$2.new" "$2"
