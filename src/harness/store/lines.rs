@@ -2,11 +2,10 @@
 //! detour over a tree of values; every other line, and a step that is written otherwise than expected, is read as an event.
 
 use anyhow::{Context, Result};
-use fathom_spec::record::{Event, EventKind, MAX_SEQ};
+use fathom_spec::record::{Event, EventKind, MAX_SEQ, open_log};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
-use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -112,7 +111,7 @@ impl Step {
 /// When the file can't be read, or a finished line is no event: the message names the file and the byte it begins at.
 pub(super) fn read(path: &Path, offset: u64) -> Result<Stretch> {
     let mut text = Vec::new();
-    match File::open(path) {
+    match open_log(path) {
         Ok(mut file) => {
             file.seek(SeekFrom::Start(offset))?;
             file.read_to_end(&mut text)

@@ -2,8 +2,9 @@
 
 use super::{Event, EventKind, MAX_SEQ, now};
 use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,16 +28,17 @@ impl EventLog {
     ///
     /// When the file can't be opened, read or shortened.
     pub fn open(path: &Path) -> Result<EventLog> {
-        let mut file = OpenOptions::new()
+        let context = || format!("{}: the event log can't be opened", path.display());
+        let file = OpenOptions::new()
             .create(true)
-            .truncate(false)
             .read(true)
-            .write(true)
+            .append(true)
             .open(path)
-            .with_context(|| format!("{}: the event log can't be opened", path.display()))?;
+            .with_context(context)?;
         let (events, whole) = read_events(path, 0)?;
-        file.set_len(whole)?;
-        file.seek(SeekFrom::End(0))?;
+        if true_length(&file).with_context(context)? > whole {
+            file.set_len(whole).with_context(context)?;
+        }
         let next_seq = events.last().map_or(0, |event| event.seq + 1);
         Ok(EventLog {
             path: path.to_path_buf(),
@@ -80,7 +82,6 @@ impl EventLog {
         if let Err(error) = self.file.write_all(&line) {
             // Shortening a file needs no room.
             self.file.set_len(self.length).with_context(context)?;
-            self.file.seek(SeekFrom::Start(self.length)).with_context(context)?;
             return Err(error).with_context(context);
         }
         self.length += line.len() as u64;
@@ -98,6 +99,26 @@ impl EventLog {
     }
 }
 
+/// Opens a log for reading, by the length that it has now.
+///
+/// A mount of a network file system may go by a length that it was told a while ago, and give of the log only what was written
+/// until then: the next attempt would take a line that is whole for a torn one.
+///
+/// # Errors
+///
+/// When the file can't be opened.
+pub fn open_log(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    true_length(&file)?;
+    Ok(file)
+}
+
+/// The file's length in bytes as its file system has it, whatever this machine remembers of it (`man 2 statx`).
+fn true_length(file: &File) -> io::Result<u64> {
+    let anew = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    Ok(statx(file, "", anew, StatxFlags::SIZE)?.stx_size)
+}
+
 /// Reads the events from byte `offset` on, and says up to which byte it read: call again with that to read what has come since.
 ///
 /// An unfinished last line is left for the next call.
@@ -106,7 +127,7 @@ impl EventLog {
 ///
 /// When the file can't be read, or a finished line is no event: the message names the file and the byte it begins at.
 pub fn read_events(path: &Path, offset: u64) -> Result<(Vec<Event>, u64)> {
-    let mut file = File::open(path)
+    let mut file = open_log(path)
         .with_context(|| format!("{}: the event log can't be opened", path.display()))?;
     file.seek(SeekFrom::Start(offset))?;
     let mut reader = BufReader::new(file);
@@ -132,7 +153,7 @@ pub fn read_events(path: &Path, offset: u64) -> Result<(Vec<Event>, u64)> {
 ///
 /// As [`read_events`].
 pub fn last_events(path: &Path, bytes: u64) -> Result<Vec<Event>> {
-    let mut file = File::open(path)
+    let mut file = open_log(path)
         .with_context(|| format!("{}: the event log can't be opened", path.display()))?;
     let start = file.metadata()?.len().saturating_sub(bytes);
     if start == 0 {

@@ -12,7 +12,7 @@ mod process;
 mod whole;
 
 pub use event::{EvalMethod, Event, EventKind, MAX_SEQ, number, numbers};
-pub use log::{EventLog, last_events, read_events};
+pub use log::{EventLog, last_events, open_log, read_events};
 pub use paths::{RunId, RunPaths, SweepPaths};
 pub use process::{OomKills, Presence, Process, host};
 pub use whole::{now, way_out, write_durably, write_whole};
