@@ -3,7 +3,8 @@
 //! It is one transaction on the database that is there, so that readers see the old rows until they see the new, and a kill
 //! on the way changes nothing. Logs are read on all cores while their rows are written, table by table in the order that the
 //! tables have. What is in no folder (sweeps and verdicts of a store that an earlier version wrote, and whatever a later one adds)
-//! is not touched, and runs keep their numbers, by which other tables know them. A damaged database is moved aside first, and what can still be read of it is taken over (`salvage`).
+//! is not touched, and runs keep their numbers, by which other tables know them. A damaged database is moved aside first, and
+//! what can still be read of it is taken over (`salvage`).
 
 use super::curate::Labels;
 use super::ingest::apply;
@@ -73,6 +74,8 @@ struct Remembered {
     ids: BTreeMap<String, i64>,
     /// Those that have not begun: it is no wonder that they have no folder.
     planned: BTreeSet<String>,
+    /// Those that a worker has: id, last event when it was given them. It may have logged nothing of this attempt yet.
+    begun: Vec<(String, i64)>,
     /// A supervisor's verdicts on runs: id, last event then, status, detail.
     runs: Vec<(String, i64, String, Option<String>)>,
     /// And on attempts that logged no ending: id, the event that began them, status, detail.
@@ -313,6 +316,7 @@ fn write_all(
         [],
     )?;
     restore_verdicts(connection, remembered)?;
+    restore_begun(connection, remembered)?;
     let (kept, unread) = sweeps::saved(results);
     sweeps::restore(connection, &kept)?;
     (rebuilt.sweeps, rebuilt.unread_sweeps) = (kept.len(), unread);
@@ -384,7 +388,9 @@ fn remember(connection: &Connection, unread: &mut Vec<String>) -> Remembered {
         remembered.ids.insert(run_id.clone(), row.get(4)?);
         if status == "planned" {
             remembered.planned.insert(run_id);
-        } else if status != "running" {
+        } else if status == "running" {
+            remembered.begun.push((run_id, row.get(1)?));
+        } else {
             remembered.runs.push((run_id, row.get(1)?, status, row.get(3)?));
         }
         Ok(())
@@ -437,6 +443,18 @@ fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<
                    AND run NOT IN (SELECT run FROM verdicts)",
             )?
             .execute(params![run_id, seq, status, detail])?;
+    }
+    Ok(())
+}
+
+/// Of runs whose worker has said nothing since it was given them.
+fn restore_begun(connection: &Connection, remembered: &Remembered) -> Result<()> {
+    for (run_id, last_seq) in &remembered.begun {
+        connection
+            .prepare_cached(
+                "UPDATE runs SET status = 'running', status_detail = NULL WHERE run_id = ?1 AND last_seq = ?2",
+            )?
+            .execute(params![run_id, last_seq])?;
     }
     Ok(())
 }
