@@ -544,6 +544,36 @@ fn rebuilding_names_what_it_could_not_read_and_keeps_verdicts() {
     assert_eq!(rebuilt.kept, [moved]);
 }
 
+/// Between a worker's start and its first event only the database knows of it.
+#[test]
+fn rebuilding_leaves_a_run_to_the_worker_that_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    let begin = |store: &mut Store, paths: &RunPaths, last_seq| {
+        let identity = SavedIdentity::read(paths).unwrap();
+        let config = config(0);
+        store.begin_run(&RunRecord { identity: &identity, config: &config }, last_seq).unwrap();
+    };
+    let (new, paths) = plan(&mut store, "a1", &config(0));
+    begin(&mut store, &paths, -1);
+    let (again, paths) = plan(&mut store, "a2", &config(0));
+    std::fs::write(paths.events(), lines(&[started(1, 0)])).unwrap();
+    store.ingest_run(&again).unwrap();
+    store.set_status(&again, Status::Lost, Some("its process is gone")).unwrap();
+    begin(&mut store, &paths, 0);
+    let (over, paths) = plan(&mut store, "a3", &config(0));
+    begin(&mut store, &paths, -1);
+    std::fs::write(paths.events(), lines(&[started(1, 0), finished(1)])).unwrap();
+
+    store.rebuild().unwrap();
+    let rebuilt = dump(&store);
+    assert_eq!(store.status(&new).unwrap(), Some(Status::Running));
+    assert_eq!(store.status(&again).unwrap(), Some(Status::Running));
+    assert_eq!(store.status(&over).unwrap(), Some(Status::Finished), "the log has newer word");
+    store.rebuild().unwrap();
+    assert_eq!(dump(&store), rebuilt);
+}
+
 #[test]
 fn planning_again_keeps_progress() {
     let dir = tempfile::tempdir().unwrap();
@@ -666,6 +696,33 @@ fn sweeps_are_replaced_and_cascade() {
     assert_eq!(store.runs().unwrap().len(), 5, "runs outlive their sweeps");
     store.connection().execute("DELETE FROM runs", []).unwrap();
     assert_eq!(dump(&store), Vec::<String>::new());
+}
+
+/// One drives the sweep as it was, another as it is now; a point more of the first takes nothing from the second.
+#[test]
+fn what_another_has_brought_to_a_sweep_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = example(dir.path());
+    let all = store.points("rope_variants").unwrap();
+    let first = store.sweep("rope_variants").unwrap().unwrap();
+    let second = SweepRecord { spec: json!({ "seeds": 2 }), ..first.clone() };
+    let ids = |points: &[PointRecord]| points.iter().map(|p| p.run_id.clone()).collect::<Vec<_>>();
+    let before = ids(&all[..2]).into_iter().collect();
+    store.upsert_sweep(&first, &all[..2]).unwrap();
+    // What it had, and has no more, does not come back.
+    store.update_sweep(&first, &all[1..2], &before).unwrap();
+    assert_eq!(ids(&store.points("rope_variants").unwrap()), ids(&all[1..2]));
+
+    store.upsert_sweep(&second, &all[..3]).unwrap();
+    let at = |position, point: &PointRecord| PointRecord { position, ..point.clone() };
+    let own = [at(0, &all[0]), at(1, &all[3]), at(2, &all[1])];
+    store.update_sweep(&first, &own, &before).unwrap();
+    let expected = [&own[..], &[at(3, &all[2])]].concat();
+    assert_eq!(store.points("rope_variants").unwrap(), expected);
+    assert_eq!(store.sweep("rope_variants").unwrap().unwrap().spec, second.spec);
+    let rows = dump(&store);
+    store.rebuild().unwrap();
+    assert_eq!(dump(&store), rows);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The commands on sweep files and their runs, with the worker without tensors: check, why, more seeds, strict code, reproduce.
 
 use fathom::store::{Status, Store};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -286,6 +287,13 @@ fn a_top_up_at_work_keeps_its_seeds() {
     let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nbudget: { runs: 3 }\n");
     project.said(0, &[&RUN[..], &["--top-up-seeds", "2"]].concat(), &[]);
     assert_eq!(project.points()[3], "learning_rate=0.2,1,planned");
+    // As between two runs of a harness that is at it.
+    let driven = File::create(project.path("results/control/s.driven")).unwrap();
+    driven.lock_shared().unwrap();
+    let said = project.said(0, &RUN, &[]);
+    assert!(said.contains("note: 2 points with further seeds"), "{said}");
+    assert_eq!(project.points()[3], "learning_rate=0.2,1,planned");
+    drop(driven);
     let said = project.said(0, &RUN, &[]);
     assert!(
         said.contains(

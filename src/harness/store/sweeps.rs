@@ -29,6 +29,12 @@ impl SavedSweep {
         write_durably(&paths.record(), text.as_bytes())
     }
 
+    /// That of a results folder; none where there is no such file.
+    pub fn of(results: &Path, name: &str) -> Result<Option<SavedSweep>> {
+        let path = SweepPaths::in_results(results, name).record();
+        if path.exists() { SavedSweep::read(&path).map(Some) } else { Ok(None) }
+    }
+
     fn read(path: &Path) -> Result<SavedSweep> {
         let context = || format!("{}: expected a sweep as JSON", path.display());
         let text = std::fs::read(path).with_context(context)?;

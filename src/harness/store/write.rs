@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// A sweep, as it was planned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -100,11 +101,39 @@ impl Store {
         self.hold_file()?;
         let results = self.results.clone();
         self.in_transaction(|transaction| {
-            let spec = with_earlier_runs(transaction, sweep, points)?;
-            let sweep = SweepRecord { spec, ..sweep.clone() };
-            write_sweep(transaction, &sweep, points)?;
-            // Before the rows count; and what they refuse is not written.
-            SavedSweep { sweep, points: points.to_vec() }.write(&results)
+            replace_sweep(transaction, &results, sweep.clone(), points.to_vec())
+        })
+    }
+
+    /// As [`Store::upsert_sweep`], by who has recorded it with the runs `before`: whatever else is among its points now, another
+    /// has brought to it since. That stays, behind the others, and so does what the other says of the sweep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::upsert_sweep`].
+    pub fn update_sweep(
+        &mut self,
+        sweep: &SweepRecord,
+        points: &[PointRecord],
+        before: &HashSet<RunId>,
+    ) -> Result<()> {
+        self.hold_file()?;
+        let results = self.results.clone();
+        self.in_transaction(|transaction| {
+            let (mut sweep, mut points) = (sweep.clone(), points.to_vec());
+            if let Ok(Some(there)) = SavedSweep::of(&results, &sweep.name) {
+                let own: HashSet<RunId> =
+                    points.iter().map(|point| &point.run_id).chain(before).cloned().collect();
+                let mut others = there.points;
+                others.retain(|point| !own.contains(&point.run_id));
+                if !others.is_empty() {
+                    sweep = SweepRecord { planned_at: sweep.planned_at, ..there.sweep };
+                }
+                let next = points.iter().map(|point| point.position + 1).max().unwrap_or(0);
+                let moved = |(position, point)| PointRecord { position, ..point };
+                points.extend((next..).zip(others).map(moved));
+            }
+            replace_sweep(transaction, &results, sweep, points)
         })
     }
 
@@ -118,6 +147,19 @@ impl Store {
         self.hold_file()?;
         self.in_transaction(|transaction| write_run(transaction, run, None).map(|_| ()))
     }
+}
+
+/// Writes a sweep's file and rows in place of those that are there.
+fn replace_sweep(
+    connection: &Connection,
+    results: &Path,
+    mut sweep: SweepRecord,
+    points: Vec<PointRecord>,
+) -> Result<()> {
+    sweep.spec = with_earlier_runs(connection, &sweep, &points)?;
+    write_sweep(connection, &sweep, &points)?;
+    // Before the rows count; and what they refuse is not written.
+    SavedSweep { sweep, points }.write(results)
 }
 
 /// Where a stored sweep names the runs of points that it has no more: what they took counts in its budget.

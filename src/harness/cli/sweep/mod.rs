@@ -437,10 +437,14 @@ pub fn print_summary(summary: &Summary) {
         );
     }
     if let Some(budget) = &summary.budget {
+        let beside = match summary.beside {
+            0 => String::new(),
+            beside => format!(" with the {beside} that another process has at work"),
+        };
         let left = match summary.left {
             0 => String::new(),
-            1 => "; a run was not begun, which would take more".to_string(),
-            left => format!("; {left} runs were not begun, which would take more"),
+            1 => format!("; a run was not begun, which would take more{beside}"),
+            left => format!("; {left} runs were not begun, which would take more{beside}"),
         };
         say!("budget: {budget}{left}");
     }

@@ -6,7 +6,7 @@
 use crate::run::status_now;
 use crate::store::{Run, Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{asked as asked_to_rest, identify};
+use crate::sweep::drive::{asked as asked_to_rest, identify, is_driven};
 use crate::sweep::halving::Halving;
 use crate::sweep::plan::{COMMAND_LINE, FURTHER_SEEDS, Plan, TOP_UP_SEEDS};
 use anyhow::Result;
@@ -150,9 +150,13 @@ impl Stay<'_> {
     fn of<'a>(plan: &Plan, store: &'a Store) -> Result<Stay<'a>> {
         let mut stay = Stay { store, halving: plan.halving.clone(), driven: HashSet::new() };
         let runs = store.runs_of_sweep(&plan.name)?;
-        // Whoever lets it rest goes on with all of it.
-        let rests = asked_to_rest(store.results(), &plan.name).is_some();
-        if rests || runs.iter().any(|run| stay.status(run) == Status::Running) {
+        // Whoever lets it rest goes on with all of it; and of a harness that was killed the workers may come to their ends.
+        let results = store.results();
+        let is_at_work = || runs.iter().any(|run| stay.status(run) == Status::Running);
+        if asked_to_rest(results, &plan.name).is_some()
+            || is_driven(results, &plan.name)
+            || is_at_work()
+        {
             stay.driven.extend(runs.into_iter().map(|run| run.run_id));
         }
         Ok(stay)

@@ -1,7 +1,8 @@
 //! What a sweep may still take, counted over all that it ever had as a point, whenever and by whomever it was made: the runs in
 //! the store, and what those at work, here or under another harness, have still to do.
 //!
-//! Tokens are those that runs are to see, `train.total_tokens`: what the last step of one sees beyond them is not counted. Seconds are predicted, and the prediction is held to what the sweep's runs have really taken.
+//! Tokens are those that runs are to see, `train.total_tokens`: what the last step of one sees beyond them is not counted. Seconds
+//! are predicted, and the prediction is held to what the sweep's runs have really taken.
 
 use super::{Driver, Job};
 use crate::run::{self, State, wait_for_lock};
@@ -84,6 +85,8 @@ pub(super) struct Account {
     is_unsure: bool,
     /// How many runs are at work.
     at_work: usize,
+    /// How many of them under other harnesses.
+    pub elsewhere: usize,
     pace: Pace,
     runs: HashMap<RunId, (u64, u32)>,
 }
@@ -108,6 +111,7 @@ impl Account {
             bound: so_far,
             is_unsure: false,
             at_work: 0,
+            elsewhere: elsewhere.len(),
             pace: Pace::of(&runs, driver),
             runs: runs.iter().map(|run| (run.run_id.clone(), (run.tokens, run.attempt))).collect(),
         };

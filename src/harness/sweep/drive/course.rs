@@ -7,6 +7,8 @@ use crate::sweep::Identities;
 use crate::sweep::plan::{Bisect, Plan, Point};
 use crate::sweep::search::{Probe, Search};
 use anyhow::Result;
+use fathom_spec::record::RunId;
+use std::collections::HashSet;
 
 /// Decides what is run next.
 pub(super) trait Strategy {
@@ -23,11 +25,13 @@ pub(super) struct Course<'p> {
     identities: Identities,
     /// In the order of the sweep's table.
     jobs: Vec<Job>,
+    /// The runs that the sweep was recorded with the last time.
+    recorded: Option<HashSet<RunId>>,
 }
 
 impl<'p> Course<'p> {
     pub fn new(plan: &'p Plan) -> Course<'p> {
-        Course { plan, identities: Identities::default(), jobs: Vec::new() }
+        Course { plan, identities: Identities::default(), jobs: Vec::new(), recorded: None }
     }
 
     /// All points of the plan, each to be run to its end; they are recorded as the sweep's.
@@ -54,8 +58,11 @@ impl<'p> Course<'p> {
     }
 
     /// Records the sweep as it is known now.
-    fn record(&self, driver: &mut Driver) -> Result<()> {
-        driver.record(self.plan, self.jobs.iter().map(|job| &job.point))
+    fn record(&mut self, driver: &mut Driver) -> Result<()> {
+        let points = self.jobs.iter().map(|job| &job.point);
+        driver.record(self.plan, points, self.recorded.as_ref())?;
+        self.recorded = Some(self.jobs.iter().map(Job::run_id).collect());
+        Ok(())
     }
 
     /// What stands in for a job whose run ran out of memory, if there is something left. A fallback that is the run of a

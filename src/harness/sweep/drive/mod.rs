@@ -11,6 +11,7 @@
 mod budget;
 mod conclude;
 mod course;
+mod driven;
 mod halved;
 mod pause;
 mod promotions;
@@ -27,6 +28,7 @@ use crate::store::{PointRecord, RunRecord, SavedIdentity, Status, Store, SweepRe
 use anyhow::{Context, Result, bail};
 pub use budget::Seconds;
 use course::{Bisection, Course, Every};
+pub use driven::is_driven;
 use fathom_spec::config::RunConfig;
 pub use fathom_spec::record::now;
 use fathom_spec::record::{Event, RunId, RunPaths};
@@ -36,6 +38,7 @@ pub use promotions::Promotion;
 use queue::Job;
 use serde_json::Value;
 pub use slots::{Device, Gpu, MACHINE_VARIABLE, Machine, Predict, Slots};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -99,6 +102,8 @@ pub struct Summary {
     pub interrupted: bool,
     /// Runs that were not begun: the budget does not allow them.
     pub left: usize,
+    /// Runs that other harnesses had at work then: what they are bound to take is part of the budget.
+    pub beside: usize,
     /// What of the budget is spent, where there is one.
     pub budget: Option<String>,
     /// Points that ran out of memory and are answered by their fallback, which has its result.
@@ -187,6 +192,7 @@ impl Driver<'_> {
     ///
     /// When a point can't be identified or placed, or the store or a run's folder can't be written. A run that fails is no error.
     pub fn sweep(&mut self, plan: &Plan) -> Result<Summary> {
+        let _driven = driven::drive(self.results, &plan.name)?;
         if let Some(slots) = &self.slots {
             let fallbacks = (0..plan.points.len())
                 .flat_map(|at| (0..plan.schedule.fallbacks.len()).map(move |step| (at, step)))
@@ -225,10 +231,12 @@ impl Driver<'_> {
         Turn::new(self, None, &mut course::One).run(vec![job])
     }
 
+    /// Records a sweep with its points, of which the driver recorded those in `before` the last time.
     fn record<'p>(
         &mut self,
         plan: &Plan,
         points: impl Iterator<Item = &'p Identified>,
+        before: Option<&HashSet<RunId>>,
     ) -> Result<()> {
         let sweep = SweepRecord {
             name: plan.name.clone(),
@@ -248,7 +256,10 @@ impl Driver<'_> {
                 run_id: point.run_id(),
             });
         }
-        self.store.upsert_sweep(&sweep, &records)
+        match before {
+            None => self.store.upsert_sweep(&sweep, &records),
+            Some(before) => self.store.update_sweep(&sweep, &records, before),
+        }
     }
 
     /// Makes a run known: its folder first, which keeps what it is though it may never begin.

@@ -1,12 +1,11 @@
 //! Who was sent on from which rung: `sweeps/<name>.promotions`, read and written by who holds the sweep's lock.
 //!
 //! A promotion is written before its run begins. Whatever number of harnesses drive the sweep, and whichever of them dies, what
-//! one of them decided the next one finds. It is not forced to the disk: a machine that loses its power loses no run by it, and
-//! who has gone past a rung is known by the run itself.
+//! one of them decided the next one finds, also after the machine lost its power.
 
 use crate::run::wait_for_lock;
 use anyhow::{Context, Result};
-use fathom_spec::record::{RunId, SweepPaths, write_whole};
+use fathom_spec::record::{RunId, SweepPaths, write_durably};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::File;
@@ -66,7 +65,7 @@ impl Promotions {
         self.known.extend(keys);
         self.made.extend(promotions);
         let text = serde_json::to_string_pretty(&self.made)? + "\n";
-        write_whole(&self.paths.promotions(), text.as_bytes())
+        write_durably(&self.paths.promotions(), text.as_bytes())
     }
 }
 

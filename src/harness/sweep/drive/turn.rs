@@ -190,6 +190,7 @@ impl<'t, 'a> Turn<'t, 'a> {
             let Some(job) = self.queue.get(index) else { break };
             if account.as_ref().is_some_and(|account| !account.allows(self.driver, job)) {
                 self.summary.left += 1;
+                self.summary.beside = account.as_ref().map_or(0, |account| account.elsewhere);
                 index += 1;
                 continue;
             }
