@@ -317,8 +317,8 @@ fn doctor(as_json: bool) -> Result<()> {
     let json = json!({
         "libtorch": torch::libtorch_version(),
         "threads": tch::get_num_threads(),
-        "cpu": child::device_name(tch::Device::Cpu),
-        "driver": child::driver_version(),
+        "cpu": torch::device_name(tch::Device::Cpu),
+        "driver": torch::driver_version(),
         "cuda_missing": missing,
         "devices": devices,
     });

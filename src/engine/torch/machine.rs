@@ -1,5 +1,5 @@
 //! What a run has to live in, as the arithmetic of [`fathom_spec::plan`] wants it: totals, so that the same machine always
-//! gives the same answer.
+//! gives the same answer; and what the machine calls itself.
 
 use super::device::cuda_devices;
 use fathom_spec::plan::{Machine, Speed};
@@ -35,4 +35,33 @@ pub fn host_memory() -> Bytes {
     let limit = |path: &&str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let limit = limits.iter().filter_map(limit).min();
     Bytes(total.unwrap_or(u64::MAX).min(limit.unwrap_or(u64::MAX)))
+}
+
+/// How a device is written: `cuda:0`, `cpu`.
+pub fn device_text(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".into(),
+    }
+}
+
+/// The device's own name: the GPU's, or the processor's model.
+pub fn device_name(device: Device) -> String {
+    if let Device::Cuda(index) = device {
+        let found = cuda_devices().into_iter().find(|info| info.index == index);
+        return found.map(|info| info.name).unwrap_or_default();
+    }
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or("CPU".into(), |(_, name)| name.trim().to_string())
+}
+
+/// The version of the NVIDIA kernel driver.
+pub fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let words = text.lines().next()?.split_whitespace();
+    words
+        .into_iter()
+        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
+        .map(str::to_string)
 }

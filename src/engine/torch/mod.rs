@@ -12,7 +12,7 @@ mod stream;
 
 pub use adamw::Adamw;
 pub use device::{DeviceInfo, allocator_cap, cuda_devices, cuda_missing, open_device};
-pub use machine::{host_memory, machine};
+pub use machine::{device_name, device_text, driver_version, host_memory, machine};
 pub use memory::{
     Memory, data_in_use, data_limit, empty_cache, limit_resident_memory, memory, reset_peak,
 };

@@ -192,38 +192,40 @@ fn try_flock(file: &File, kind: libc::c_int) -> std::io::Result<bool> {
 ///
 /// When its file can't be made, or the file system has no locks.
 pub fn wait_for_lock(path: &Path, what: &str) -> Result<File> {
-    wait_for(path, what, File::lock)
-}
-
-/// As [`wait_for_lock`], of a lock that any number may have at once, for as long as they like; [`is_shared`] tells.
-///
-/// # Errors
-///
-/// As [`wait_for_lock`].
-pub fn share_lock(path: &Path, what: &str) -> Result<File> {
-    wait_for(path, what, File::lock_shared)
-}
-
-/// Whether anybody has the lock of [`share_lock`].
-pub fn is_shared(path: &Path) -> bool {
-    let Ok(file) = File::open(path) else { return false };
-    matches!(try_flock(&file, libc::LOCK_EX), Ok(false))
-}
-
-fn wait_for(path: &Path, what: &str, lock: fn(&File) -> std::io::Result<()>) -> Result<File> {
     let context = || format!("{}: {what} can't be taken", path.display());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(context)?;
     }
     let file = File::create(path).with_context(context)?;
     loop {
-        match lock(&file) {
+        match file.lock() {
             Ok(()) => return Ok(file),
             // A signal that is heard meanwhile is no reason to give up.
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).with_context(context),
         }
     }
+}
+
+/// Takes a lock that any number may have at once, for as long as they like: it is gone with the file, and [`is_shared`] tells.
+///
+/// # Errors
+///
+/// When its file is not there and can't be made, or the file system has no locks.
+pub fn share_lock(path: &Path) -> std::io::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // Another user's file is enough.
+    let file = File::open(path).or_else(|_| File::create(path))?;
+    file.lock_shared()?;
+    Ok(file)
+}
+
+/// Whether anybody has the lock of [`share_lock`].
+pub fn is_shared(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    matches!(try_flock(&file, libc::LOCK_EX), Ok(false))
 }
 
 /// What the worker is, to this process.

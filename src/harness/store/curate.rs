@@ -4,11 +4,10 @@
 
 use super::Store;
 use anyhow::{Context, Result, ensure};
-use fathom_spec::record::{RunId, RunPaths, write_whole};
+use fathom_spec::record::{RunId, RunPaths, read_json, write_whole};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 
 /// The tags and the note of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,14 +31,8 @@ impl Labels {
     ///
     /// When the file can't be read or is not what [`Labels::write`] writes.
     pub fn read(paths: &RunPaths) -> Result<Labels> {
-        let path = paths.labels();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).with_context(|| {
-                format!("{}: expected a run's tags and note as JSON", path.display())
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Labels::default()),
-            Err(error) => Err(error).with_context(|| path.display().to_string()),
-        }
+        let there = read_json(&paths.labels(), "a run's tags and note as JSON")?;
+        Ok(there.unwrap_or_default())
     }
 
     /// Writes them into a run's folder, whole or not at all.

@@ -9,10 +9,9 @@ use super::lines::{self, Stretch};
 use super::write::write_config;
 use super::{Run, RunRecord, Status, Store};
 use anyhow::{Context, Result, anyhow};
-use fathom_spec::record::{RunId, RunPaths, write_durably};
+use fathom_spec::record::{RunId, RunPaths, read_json, write_durably};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
-use std::io::ErrorKind;
 
 /// What a supervisor found of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +25,8 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Those of a run's folder, first to last: none where there is no such file.
     pub fn read_all(paths: &RunPaths) -> Result<Vec<Verdict>> {
-        let path = paths.verdicts();
-        match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| {
-                format!("{}: expected the verdicts on a run as JSON", path.display())
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| path.display().to_string()),
-        }
+        let there = read_json(&paths.verdicts(), "the verdicts on a run as JSON")?;
+        Ok(there.unwrap_or_default())
     }
 
     /// Puts these in place of those that a run's folder has.

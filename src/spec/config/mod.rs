@@ -339,7 +339,7 @@ pub struct RunSection {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default)]
     pub device: Device,
-    /// Threads for LibTorch on the CPU; every core when not given.
+    /// Threads for LibTorch on the CPU, 1024 at most; every core when not given.
     #[serde(default)]
     pub threads: Option<usize>,
     /// The memory that the run may take: of the device's allocator, or resident on the CPU.
@@ -435,6 +435,9 @@ pub struct Digests {
     pub tokenizer: String,
     pub data: String,
 }
+
+/// The most threads that a run may ask for: no machine has more cores, and each costs memory and a place in the kernel's table.
+const MAX_THREADS: usize = 1024;
 
 /// Keys (as JSON pointers) that came after runs had been hashed, each with the value (as JSON) that stands for what runs did
 /// before. Left at it, a key is no part of the hash, so that no finished run is done again. Those that stand at `null` need no
@@ -581,8 +584,8 @@ impl RunConfig {
         if self.train.max_loss_ratio.is_nan() || self.train.max_loss_ratio <= 1.0 {
             return Err(("train.max_loss_ratio", "expected more than 1".into()));
         }
-        if self.run.threads == Some(0) {
-            return Err(("run.threads", "expected 1 or more, found `0`".into()));
+        if let Some(found) = self.run.threads.filter(|count| !(1..=MAX_THREADS).contains(count)) {
+            return Err(("run.threads", format!("expected 1 to {MAX_THREADS}, found `{found}`")));
         }
         match (&self.model.path, &self.model.config) {
             (None, None) => {

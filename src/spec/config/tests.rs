@@ -174,6 +174,8 @@ fn settings_of_the_engines_fit_together() {
     refused("  weight_streaming: true\n", "train.weight_streaming", layered);
     refused("  grad_clipping: per_sublayer\n", "train.grad_clipping", layered);
     refused("run: {probe_layers: 2}\n", "run.probe_layers", layered);
+    refused("run: {threads: 0}\n", "run.threads", "expected 1 to 1024, found `0`");
+    refused("run: {threads: 1025}\n", "run.threads", "expected 1 to 1024, found `1025`");
     refused("  mlp_tile_tokens: 0\n", "train.mlp_tile_tokens", "expected 1 or more, found `0`");
     refused(
         "  stochastic_rounding: true\n",

@@ -15,7 +15,7 @@ pub use event::{EvalMethod, Event, EventKind, MAX_SEQ, number, numbers};
 pub use log::{EventLog, last_events, open_log, read_events};
 pub use paths::{RunId, RunPaths, SweepPaths};
 pub use process::{OomKills, Presence, Process, host};
-pub use whole::{now, way_out, write_durably, write_whole};
+pub use whole::{now, read_json, way_out, write_durably, write_whole};
 
 /// The environment variable that tells a worker to stop, with a checkpoint, after the first step that reaches so many tokens.
 pub const STOP_AT_TOKENS: &str = "FATHOM_STOP_AT_TOKENS";

@@ -1,6 +1,7 @@
-//! Files that nobody sees half of, and the clock that events are stamped by.
+//! Files that nobody sees half of, JSON that may not be there, and the clock that events are stamped by.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
+use serde::de::DeserializeOwned;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -28,6 +29,21 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 /// When it can't be written.
 pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
     write(path, contents, true)
+}
+
+/// Reads a file of JSON; `None` where there is none. What it is to hold is `expected`.
+///
+/// # Errors
+///
+/// When the file can't be read or holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("{}: expected {expected}", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 fn write(path: &Path, contents: &[u8], durably: bool) -> Result<()> {

@@ -4,12 +4,11 @@
 //! one of them decided the next one finds, also after the machine lost its power.
 
 use crate::run::wait_for_lock;
-use anyhow::{Context, Result};
-use fathom_spec::record::{RunId, SweepPaths, write_durably};
+use anyhow::{Result, anyhow};
+use fathom_spec::record::{RunId, SweepPaths, read_json, write_durably};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::ErrorKind;
 
 /// One decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,17 +35,8 @@ impl Promotions {
     /// Waits until nobody else decides.
     pub fn hold(paths: SweepPaths) -> Result<Promotions> {
         let lock = wait_for_lock(&paths.lock(), "the sweep's lock")?;
-        let path = paths.promotions();
-        let made: Vec<Promotion> = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| {
-                format!(
-                    "{}: expected the promotions of a sweep as JSON\n  help: remove it: who has gone past a rung is known all the same",
-                    path.display()
-                )
-            })?,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        };
+        let made = read_json(&paths.promotions(), "the promotions of a sweep as JSON");
+        let made: Vec<Promotion> = made.map_err(with_way_out)?.unwrap_or_default();
         let known = made.iter().map(|one| (one.run_id.clone(), one.from_tokens)).collect();
         Ok(Promotions { paths, made, known, _lock: lock })
     }
@@ -69,10 +59,33 @@ impl Promotions {
     }
 }
 
+fn with_way_out(error: anyhow::Error) -> anyhow::Error {
+    match error.is::<serde_json::Error>() {
+        true => {
+            anyhow!("{error:#}\n  help: remove it: who has gone past a rung is known all the same")
+        }
+        false => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_damaged_file_says_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = SweepPaths::in_results(dir.path(), "s");
+        std::fs::create_dir_all(SweepPaths::folder(dir.path())).unwrap();
+        std::fs::write(paths.promotions(), "[{").unwrap();
+        let said = Promotions::hold(paths).map(|_| ()).unwrap_err().to_string();
+        assert!(
+            said.contains("s.promotions: expected the promotions of a sweep as JSON: "),
+            "{said}"
+        );
+        assert!(said.ends_with("past a rung is known all the same"), "{said}");
+    }
 
     /// Each reads what the one before it wrote, however many wait.
     #[test]
