@@ -1,7 +1,7 @@
 //! Reads a corpus: a folder, a glob or an archive of text files, one document a file, in splits.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
@@ -92,9 +92,12 @@ impl Corpus {
             documents.push(Document::new(&name, &text));
         }
         if documents.is_empty() {
+            let found = match notes.first() {
+                None => format!("none{}", hint(path)),
+                Some(note) => format!("none with text: {note}"),
+            };
             bail!(
-                "corpus {spec}: expected text files (*.txt, *.md but not README*), found none{}",
-                hint(path)
+                "corpus {spec}: expected text files (*.txt, *.md but not README*), found {found}"
             );
         }
         Ok(Corpus { documents, notes })
@@ -251,11 +254,12 @@ fn read_archive(path: &Path, notes: &mut Vec<String>) -> Result<BTreeMap<String,
     let context = || format!("{}: expected a tar archive, gzipped or not", path.display());
     let bytes = fs::read(path).with_context(context)?;
     let reader: Box<dyn Read> = match bytes.starts_with(&[0x1f, 0x8b]) {
-        true => Box::new(GzDecoder::new(&bytes[..])),
+        true => Box::new(MultiGzDecoder::new(&bytes[..])),
         false => Box::new(&bytes[..]),
     };
+    let mut archive = tar::Archive::new(reader);
     let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(reader).entries().with_context(context)? {
+    for entry in archive.entries().with_context(context)? {
         let mut entry = entry.with_context(context)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let name = name.trim_start_matches("./").to_string();
@@ -272,6 +276,8 @@ fn read_archive(path: &Path, notes: &mut Vec<String>) -> Result<BTreeMap<String,
             notes.push(format!("{name} is in the archive more than once; the last one counts"));
         }
     }
+    // What follows the last entry has gzip's checksum: text that is damaged is not trained on.
+    std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).with_context(context)?;
     Ok(without_common_folder(files))
 }
 
@@ -409,11 +415,43 @@ mod tests {
         };
         let latin = folder(&[("caf\u{e9}.txt", b"caf\xe9")]);
         check(open(latin.path()), "caf\u{e9}.txt: expected UTF-8, found the byte 0xe9 at offset 3");
+        let blank = folder(&[("a.txt", b" \n")]);
+        check(open(blank.path()), "found none with text: a.txt is empty and was skipped");
         let archived = folder(&[("texts.tgz", b"")]);
         check(open(archived.path()), "found none\n  help: name the archive itself:");
         check(open(&archived.path().join("texts.tgz")), "texts.tgz: expected");
         check(Corpus::open("no/such/place"), "corpus no/such/place: expected a folder, a .tgz");
         check(Corpus::open("no/such/*.txt"), "expected text files");
+    }
+
+    /// A `.tgz` that was made of several, and one that was damaged on the way.
+    #[test]
+    fn an_archive_is_read_to_its_end() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, text) in [("a.txt", "the gull"), ("b.txt", "the fog")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_cksum();
+            tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+        }
+        let tar = tar.into_inner().unwrap();
+        let gzip = |bytes: &[u8]| {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+            std::io::Write::write_all(&mut encoder, bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let whole = [gzip(&tar[..700]), gzip(&tar[700..])].concat();
+        let mut damaged = gzip(&tar);
+        let at = damaged.windows(8).position(|bytes| bytes == b"the gull").unwrap();
+        damaged[at] = b'T';
+        let cut = &gzip(&tar)[..gzip(&tar).len() - 6];
+        let files = folder(&[("whole.tgz", &whole), ("damaged.tgz", &damaged), ("cut.tgz", cut)]);
+        assert_eq!(open(&files.path().join("whole.tgz")).unwrap().documents.len(), 2);
+        for file in ["damaged.tgz", "cut.tgz"] {
+            let error = format!("{:#}", open(&files.path().join(file)).unwrap_err());
+            assert!(error.contains(": expected a tar archive, gzipped or not: "), "{error}");
+        }
     }
 
     #[test]
