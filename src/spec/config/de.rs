@@ -67,6 +67,12 @@ impl de::Error for Error {
         Error::invalid_type(found, expected)
     }
 
+    fn invalid_length(found: usize, expected: &dyn Expected) -> Error {
+        let expected = expected.to_string();
+        let expected = expected.replace("an array of length", "a list of");
+        de::Error::custom(format!("expected {expected}, found one of {found}"))
+    }
+
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Error {
         unknown("one of", found, expected)
     }
@@ -147,7 +153,16 @@ impl<'de> de::Deserializer<'de> for De<'_> {
             Node::Int(n) => visitor.visit_i64(*n),
             Node::Float(x) => visitor.visit_f64(*x),
             Node::String(s) => visitor.visit_str(s),
-            Node::List(items) => visitor.visit_seq(Items { de: &self, items: items.iter(), at: 0 }),
+            Node::List(list) => {
+                let mut items = Items { de: &self, items: list.iter(), at: 0 };
+                let value = visitor.visit_seq(&mut items)?;
+                match (items.at, list.len()) {
+                    (taken, given) if taken == given => Ok(value),
+                    (taken, given) => Err(de::Error::custom(format!(
+                        "expected a list of {taken}, found one of {given}"
+                    ))),
+                }
+            }
             Node::Map(entries) => {
                 visitor.visit_map(Entries { de: &self, entries: entries.iter(), current: None })
             }

@@ -436,6 +436,9 @@ pub struct Digests {
     pub data: String,
 }
 
+/// The most tokens of one optimizer step, which are all in memory at once: 8 bytes each.
+const MAX_STEP_TOKENS: usize = 1 << 30;
+
 /// The most threads that a run may ask for: no machine has more cores, and each costs memory and a place in the kernel's table.
 const MAX_THREADS: usize = 1024;
 
@@ -569,6 +572,25 @@ impl RunConfig {
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err((key, "expected 1 or more, found `0`".into()));
         }
+        let step = [
+            self.train.sequence_length,
+            self.train.micro_batch_size,
+            self.train.gradient_accumulation_steps,
+        ];
+        if step
+            .iter()
+            .try_fold(1, |tokens: usize, n| tokens.checked_mul(*n))
+            .is_none_or(|n| n > MAX_STEP_TOKENS)
+        {
+            let [length, batch, accumulated] = step;
+            return Err((
+                "train",
+                format!(
+                    "expected at most {MAX_STEP_TOKENS} tokens in a step, found sequence_length {length} times micro_batch_size {batch} \
+                 times gradient_accumulation_steps {accumulated}"
+                ),
+            ));
+        }
         if self.train.sequence_length < 2 {
             let message = "expected 2 or more (a prediction needs a token to see), found `1`";
             return Err(("train.sequence_length", message.into()));
@@ -669,9 +691,15 @@ impl Schedule {
     }
 
     fn complete_in_tokens(&mut self, total: Tokens) -> Result<(), String> {
+        if self.warmup_tokens.0 > total.0 {
+            return Err(format!(
+                "expected warmup_tokens ({}) to fit into total_tokens ({total})",
+                self.warmup_tokens
+            ));
+        }
         if self.kind == ScheduleType::Wsd {
             let decay = self.decay_tokens.get_or_insert(Tokens(total.0 / 10)).0;
-            if self.warmup_tokens.0 + decay > total.0 {
+            if self.warmup_tokens.0.saturating_add(decay) > total.0 {
                 return Err(format!(
                     "expected warmup_tokens ({}) and decay_tokens ({}) to fit into total_tokens ({total})",
                     self.warmup_tokens,

@@ -5,6 +5,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The widest matrix side that a model may have (as a vocabulary, a layer's width or all heads beside one another), and the most
+/// layers: far beyond any model, and so that the arithmetic of memory and work stays within 64 bits.
+const MAX_WIDTH: usize = 1 << 22;
+const MAX_LAYERS: usize = 1 << 12;
+
+/// The longest window of positions.
+const MAX_POSITIONS: usize = 1 << 40;
+
 /// The shape of a decoder of the Llama or Mistral family.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -173,6 +181,34 @@ impl ModelConfig {
         ] {
             if size == 0 {
                 return Err(format!("{name}: expected 1 or more, found `0`"));
+            }
+        }
+        for (name, size, most) in [
+            ("vocab_size", self.vocab_size, MAX_WIDTH),
+            ("hidden_size", self.hidden_size, MAX_WIDTH),
+            ("intermediate_size", self.intermediate_size, MAX_WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
+            ("num_attention_heads", n, MAX_WIDTH),
+            ("head_dim", self.head_dim.unwrap_or(1), MAX_WIDTH),
+            ("max_position_embeddings", self.max_position_embeddings, MAX_POSITIONS),
+        ] {
+            if size > most {
+                return Err(format!("{name}: expected at most {most}, found `{size}`"));
+            }
+        }
+        if n.saturating_mul(self.head_dim()) > MAX_WIDTH {
+            return Err(format!(
+                "expected num_attention_heads ({n}) times head_dim ({}) of at most {MAX_WIDTH}",
+                self.head_dim()
+            ));
+        }
+        for (name, value, is_right) in [
+            ("rms_norm_eps", self.rms_norm_eps, self.rms_norm_eps > 0.0),
+            ("initializer_range", self.initializer_range, self.initializer_range >= 0.0),
+        ] {
+            if !is_right || !value.is_finite() {
+                let least = if name == "rms_norm_eps" { "more than 0" } else { "0 or more" };
+                return Err(format!("{name}: expected {least}, found `{value}`"));
             }
         }
         if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(n) {

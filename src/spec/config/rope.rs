@@ -237,11 +237,31 @@ impl RopeParameters {
         if let Some(missing) = needs.iter().find(|o| !given(o)) {
             return Err(format!("rope_type `{name}` needs `{missing}`, found none"));
         }
-        if let Some(factor) = self.factor.filter(|f| f.is_nan() || *f < 1.0) {
+        if let Some(factor) = self.factor.filter(|f| !f.is_finite() || *f < 1.0) {
             return Err(format!("factor: expected 1 or more, found `{factor}`"));
         }
-        if let Some(theta) = self.rope_theta.filter(|t| t.is_nan() || *t <= 1.0) {
+        if let Some(theta) = self.rope_theta.filter(|t| !t.is_finite() || *t <= 1.0) {
             return Err(format!("rope_theta: expected more than 1, found `{theta}`"));
+        }
+        if self.original_max_position_embeddings == Some(0) {
+            return Err("original_max_position_embeddings: expected 1 or more, found `0`".into());
+        }
+        for (name, value) in [
+            ("attention_factor", self.attention_factor),
+            ("beta_fast", self.beta_fast),
+            ("beta_slow", self.beta_slow),
+            ("low_freq_factor", self.low_freq_factor),
+            ("high_freq_factor", self.high_freq_factor),
+        ] {
+            if let Some(found) = value.filter(|value| !value.is_finite() || *value <= 0.0) {
+                return Err(format!("{name}: expected more than 0, found `{found}`"));
+            }
+        }
+        let (fast, slow) = (self.beta_fast.unwrap_or(32.0), self.beta_slow.unwrap_or(1.0));
+        if self.rope_type == RopeType::Yarn && fast <= slow {
+            return Err(format!(
+                "expected beta_fast (32 if not given) above beta_slow (1 if not given), found `{fast}` and `{slow}`"
+            ));
         }
         if self.low_freq_factor.zip(self.high_freq_factor).is_some_and(|(low, high)| low >= high) {
             return Err("expected low_freq_factor below high_freq_factor".into());

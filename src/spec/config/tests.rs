@@ -50,6 +50,39 @@ fn mistakes_say_where_and_what() {
         error(&SMALL.replace("models/tiny", "a, rope_parameters: {rope_type: yarn}")),
         "run.yaml:1: model.rope_parameters: rope_type `yarn` needs `factor`, found none"
     );
+    for (option, message) in [
+        ("factor: .inf", "factor: expected 1 or more, found `inf`"),
+        (
+            "factor: 4, original_max_position_embeddings: 0",
+            "original_max_position_embeddings: expected 1 or more, found `0`",
+        ),
+        ("factor: 4, attention_factor: -1", "attention_factor: expected more than 0, found `-1`"),
+        (
+            "factor: 4, beta_fast: 1, beta_slow: 32",
+            "expected beta_fast (32 if not given) above beta_slow (1 if not given), found `1` and `32`",
+        ),
+    ] {
+        let rope = format!("a, rope_parameters: {{rope_type: yarn, {option}}}");
+        let found = error(&SMALL.replace("models/tiny", &rope));
+        assert_eq!(found, format!("run.yaml:1: model.rope_parameters: {message}"));
+    }
+    let shape = "vocab_size: 260, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4";
+    for (option, message) in [
+        ("rms_norm_eps: -1", "rms_norm_eps: expected more than 0, found `-1`"),
+        ("initializer_range: -1", "initializer_range: expected 0 or more, found `-1`"),
+        (
+            "max_position_embeddings: 4611686018427387904",
+            "max_position_embeddings: expected at most 1099511627776, found `4611686018427387904`",
+        ),
+        (
+            "head_dim: 2097152",
+            "expected num_attention_heads (4) times head_dim (2097152) of at most 4194304",
+        ),
+    ] {
+        let model = SMALL.replace("path: models/tiny", &format!("config: {{{shape}, {option}}}"));
+        let found = error(&model.replace("data:", "tokenizer: {path: bytes}\ndata:"));
+        assert!(found.ends_with(&format!("model.config: {message}")), "{found}");
+    }
     let ignored = error(&format!("{SMALL}  optimizer: {{type: sgd, betas: [0.9, 0.99]}}\n"));
     assert_eq!(ignored, "run.yaml:7: train.optimizer: `betas` is not an option of `sgd`");
     let ignored = error(&format!("{SMALL}  optimizer: {{type: adafactor, state_dtype: int8}}\n"));
@@ -174,6 +207,23 @@ fn settings_of_the_engines_fit_together() {
     refused("  weight_streaming: true\n", "train.weight_streaming", layered);
     refused("  grad_clipping: per_sublayer\n", "train.grad_clipping", layered);
     refused("run: {probe_layers: 2}\n", "run.probe_layers", layered);
+    refused(
+        "  gradient_accumulation_steps: 4611686018427387904\n",
+        "train",
+        "expected at most 1073741824 tokens in a step",
+    );
+    refused(
+        "  schedule: {type: cosine, warmup_tokens: 5M}\n",
+        "train.schedule",
+        "expected warmup_tokens (5M) to fit into total_tokens",
+    );
+    let betas = |list: &str| format!("  optimizer: {{type: adamw, betas: {list}}}\n");
+    refused(
+        &betas("[0.9, 0.99, 0.999]"),
+        "train.optimizer.betas",
+        "expected a list of 2, found one of 3",
+    );
+    refused(&betas("[0.9]"), "train.optimizer.betas", "expected a list of 2, found one of 1");
     refused("run: {threads: 0}\n", "run.threads", "expected 1 to 1024, found `0`");
     refused("run: {threads: 1025}\n", "run.threads", "expected 1 to 1024, found `1025`");
     refused("  mlp_tile_tokens: 0\n", "train.mlp_tile_tokens", "expected 1 or more, found `0`");
