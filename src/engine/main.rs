@@ -283,11 +283,15 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
             "windows", "nll", "perplexity", "95 % interval"
         );
         for row in rows {
-            let interval = format!(
-                "{} to {}",
-                format_number(row.nll_low.exp()),
-                format_number(row.nll_high.exp())
-            );
+            // One window says nothing of how much others would differ.
+            let interval = match row.windows {
+                0 | 1 => "–".to_string(),
+                _ => format!(
+                    "{} to {}",
+                    format_number(row.nll_low.exp()),
+                    format_number(row.nll_high.exp())
+                ),
+            };
             let (nll, perplexity) = (format_number(row.nll), format_number(row.perplexity));
             println!(
                 "{:<12} {:>8} {nll:>10} {perplexity:>11} {interval:>18}",

@@ -1,10 +1,35 @@
-//! Whether a run met what was configured: the facts that its leaves recorded, held against its configuration.
+//! Whether a run met what was configured: the facts that its leaves recorded, held against its configuration and its identity.
 
 use anyhow::{Result, bail};
 use fathom_data::corpus::TRAIN;
 use fathom_spec::config::{Continuation, RANDOM_CORPUS, RunConfig};
+use fathom_spec::record::{RunPaths, read_json};
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// Compares what the run has read with what it is known by: a corpus or a tokenizer that was changed since the run was planned
+/// makes another run, and this one is not to have its results.
+///
+/// # Errors
+///
+/// With the key, and both digests.
+pub(super) fn as_planned(paths: &RunPaths, facts: &BTreeMap<String, Value>) -> Result<()> {
+    let identity: Option<Value> = read_json(&paths.identity(), "the run's identity as JSON")?;
+    let Some(identity) = identity else { return Ok(()) };
+    for (key, digest) in [("data.corpus", "data"), ("tokenizer.path", "tokenizer")] {
+        let planned = identity["digests"][digest].as_str();
+        let met = facts.get(key).and_then(|fact| fact["digest"].as_str());
+        if let (Some(planned), Some(met)) = (planned, met)
+            && planned != met
+        {
+            bail!(
+                "{key}: expected what the run was planned with (blake3 {planned}), found that it was changed since ({met})\n  help: put it \
+                 back and run the same command again; as it is now, it makes other runs"
+            );
+        }
+    }
+    Ok(())
+}
 
 /// Compares what the leaves met with what was configured.
 ///
@@ -136,6 +161,32 @@ fn check(key: &'static str, asked: Value, met: Value) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_goes_on_with_what_it_was_planned_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = RunPaths::new(dir.path());
+        let met = |data: Value| {
+            let facts = [
+                ("data.corpus", data),
+                ("tokenizer.path", serde_json::json!({"digest": "t", "vocab_size": 9})),
+            ];
+            facts.map(|(name, value)| (name.to_string(), value)).into()
+        };
+        let same = met(serde_json::json!({"digest": "d", "documents": 3}));
+        as_planned(&paths, &same).unwrap();
+        std::fs::write(
+            paths.identity(),
+            r#"{"digests": {"model": "m", "tokenizer": "t", "data": "d"}}"#,
+        )
+        .unwrap();
+        as_planned(&paths, &same).unwrap();
+        as_planned(&paths, &met("random".into())).unwrap();
+        let other = met(serde_json::json!({"digest": "e", "documents": 3}));
+        let error = as_planned(&paths, &other).unwrap_err().to_string();
+        let said = "data.corpus: expected what the run was planned with (blake3 d), found that it was changed since (e)";
+        assert!(error.starts_with(said), "{error}");
+    }
 
     #[test]
     fn a_fact_that_contradicts_the_configuration_ends_the_run() {

@@ -25,7 +25,7 @@ use fathom_spec::record::control::Command;
 use fathom_spec::record::{
     ANNEALING, EventKind, EventLog, Process, RunPaths, STOP_AT_TOKENS, host, read_events,
 };
-use honoured::honoured;
+use honoured::{as_planned, honoured};
 use log::{Heart, Log};
 use orders::Orders;
 use serde_json::Value;
@@ -133,6 +133,7 @@ fn execute(
     let cache = Cache::at(paths.cache());
     let vocab_size = model.config.vocab_size;
     let data = assemble::data(&config, Some(&tokenizer), vocab_size, &cache, log)?;
+    as_planned(paths, &log.facts())?;
     let training = Training {
         config: &config,
         paths,
