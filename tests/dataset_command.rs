@@ -311,6 +311,12 @@ fn a_corpus_or_a_configuration_needs_no_project() {
     assert!(!ok && text.contains(expected), "{text}");
     let (ok, text) = command("texts --set data.strides=8");
     assert!(!ok && text.contains("did you mean `stride`?"), "{text}");
+    let (ok, text) = command("texts --lengt 3");
+    assert!(!ok && text.contains("unexpected argument '--lengt' found"), "{text}");
+    assert!(
+        text.contains("note: options of a configuration's own are known in its project"),
+        "{text}"
+    );
     let (ok, text) = command("nowhere");
     assert!(!ok && text.contains("corpus nowhere: expected a folder"), "{text}");
     assert!(!Path::new(&dir.path().join("nowhere.svg")).exists());

@@ -114,6 +114,34 @@ impl Tutorial {
     }
 }
 
+/// Whatever the project's runs are called by, `fathom train` put them into the workspace.
+#[test]
+fn what_a_projects_runs_left_is_found_from_the_project() {
+    let t = tutorial();
+    let (out, _) = t.train("train -d cpu --max-steps 2 -M MODEL");
+    let run = t.events(&out);
+    assert!(!run.is_empty());
+    for arguments in ["runs ls", "logs summary", "control list", "sql", "tb --no-start"] {
+        t.train(arguments);
+    }
+    let (out, _) = t.train("runs ls --format csv");
+    assert_eq!(out.lines().count(), 2, "{out}");
+    // What has results of its own keeps to them.
+    std::fs::create_dir(t.workspace.join("finetune_lovecraft/results")).unwrap();
+    let said = t.refused("finetune_lovecraft", "runs ls");
+    assert!(said.contains("results/fathom.db: expected a database of runs, found none"), "{said}");
+}
+
+/// The project declares `--seed`, and `fathom dataset` has one of its own.
+#[test]
+fn a_training_projects_data_can_be_looked_at() {
+    let t = tutorial();
+    let (out, _) = t.train("dataset --help");
+    assert!(out.contains("--seed") && !out.contains("Seeds the order of the data"), "{out}");
+    let (out, _) = t.train("train --help");
+    assert!(out.contains("Seeds the order of the data"), "{out}");
+}
+
 /// The tutorial copies this file from where its own checkout has it.
 #[test]
 fn the_tutorials_example_is_found_wherever_the_workspace_is() {

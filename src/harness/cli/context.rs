@@ -3,7 +3,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser};
-use fathom_spec::project::Project;
+use fathom_spec::project::{META_FILE, Project, Workspace};
 use fathom_spec::template::Rendered;
 use serde_json::{Map, Value as Json};
 use std::ffi::OsString;
@@ -21,6 +21,32 @@ pub struct Globals {
     /// Open a shell in which commands need no `fathom` before them
     #[arg(short = 'i', long)]
     pub interactive: bool,
+}
+
+impl Globals {
+    /// Whether a project is meant, however it stands with it.
+    pub fn is_in_project(&self) -> bool {
+        let dir = self.project_dir.as_deref().unwrap_or(Path::new("."));
+        std::path::absolute(dir)
+            .is_ok_and(|dir| dir.ancestors().any(|dir| dir.join(META_FILE).is_file()))
+    }
+}
+
+/// Where results are, in the workspace of a project or in the folder fathom is run in.
+pub const RESULTS: &str = "results";
+
+/// The results that are meant where none are named: those here, or else those of the workspace around, where `fathom train` puts
+/// the runs of its projects.
+pub fn default_results() -> PathBuf {
+    let here = PathBuf::from(RESULTS);
+    let around = || {
+        let root = Workspace::containing(Path::new(".")).ok()?.root;
+        let below = std::env::current_dir().ok()?;
+        let up = below.strip_prefix(&root).ok()?.components().map(|_| "..");
+        let results = up.collect::<PathBuf>().join(RESULTS);
+        results.is_dir().then_some(results)
+    };
+    if here.is_dir() { here } else { around().unwrap_or(here) }
 }
 
 /// The options of [`Globals`] and the values of the configuration's own options.

@@ -29,7 +29,7 @@ pub struct ControlArgs {
     #[command(subcommand)]
     command: ControlCommand,
     /// The folder that the runs are in
-    #[arg(long, global = true, value_name = "DIR", default_value = "results")]
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     results: PathBuf,
 }
 

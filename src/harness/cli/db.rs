@@ -17,7 +17,7 @@ pub struct DbArgs {
     #[command(subcommand)]
     pub command: DbCommand,
     /// The folder that fathom.db is in
-    #[arg(long, global = true, value_name = "DIR", default_value = "results")]
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 
@@ -106,10 +106,11 @@ pub fn rebuild(results: &Path) -> Result<(String, u8)> {
         };
         tell!("warning: runs/{folder} is not read as a whole, {kept}: {reason}");
     }
-    for (folder, reason) in &rebuilt.unread_verdicts {
-        tell!("warning: runs/{folder} is made of its log alone: {reason}");
+    for (folder, reason) in &rebuilt.made_of_log {
+        tell!("warning: runs/{folder} is made without what can't be read of it: {reason}");
     }
-    let mut code = exit::OK;
+    let unread = rebuilt.problems.len() + rebuilt.made_of_log.len() + rebuilt.unread_sweeps.len();
+    let mut code = if unread > 0 { exit::PROBLEMS } else { exit::OK };
     let mut whole = true;
     if let Some((aside, lost)) = &rebuilt.aside {
         tell!("warning: the database was damaged and is kept as {}", aside.display());

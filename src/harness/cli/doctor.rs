@@ -14,7 +14,7 @@ use std::process::Command;
 #[derive(Args)]
 pub struct DoctorArgs {
     /// The folder of the store and the runs
-    #[arg(long, default_value = "results", value_name = "DIR")]
+    #[arg(long, default_value_os_t = crate::cli::context::default_results(), value_name = "DIR")]
     results: PathBuf,
     /// Print one JSON object
     #[arg(long)]

@@ -57,7 +57,7 @@ pub fn declared(rendering: &Rendering) -> Result<Declared> {
 }
 
 /// Gives the command called `name` the declared options. Where one has a name that the command has already, its other
-/// names remain.
+/// names remain; for `dataset` one that has none left keeps its default.
 ///
 /// # Errors
 ///
@@ -67,7 +67,8 @@ pub fn extend(command: Command, name: &str, declared: &Declared) -> Result<Comma
     let heading = format!("Options of {}", declared.config);
     let args = declared.args.iter();
     let args: Vec<Arg> = args
-        .map(|arg| Ok(option(arg, name, &taken)?.help_heading(heading.clone())))
+        .filter_map(|arg| option(arg, name, &taken).transpose())
+        .map(|arg| Ok(arg?.help_heading(heading.clone())))
         .collect::<Result<_>>()?;
     Ok(command.mut_subcommand(name, |command| command.args(args)))
 }
@@ -80,10 +81,12 @@ pub fn values(
     let mut vars = Map::new();
     let mut given = Vec::new();
     for arg in &declared.args {
+        // One that has no name here is not known.
+        let flag = || matches.try_get_one::<bool>(&id(arg)).ok().flatten().copied();
         let typed = match arg.action {
-            Action::Store => matches.get_one::<Json>(&id(arg)).cloned(),
-            Action::StoreTrue => matches.get_flag(&id(arg)).then_some(Json::from(true)),
-            Action::StoreFalse => (!matches.get_flag(&id(arg))).then_some(Json::from(false)),
+            Action::Store => matches.try_get_one::<Json>(&id(arg)).ok().flatten().cloned(),
+            Action::StoreTrue => flag().filter(|is_set| *is_set).map(Json::from),
+            Action::StoreFalse => flag().filter(|is_set| !*is_set).map(Json::from),
         };
         if typed.is_some() {
             given.push((arg.names().pop().unwrap_or_default(), arg.variable.clone()));
@@ -111,7 +114,7 @@ fn names(command: &Command) -> BTreeSet<String> {
     own.chain(["-h".to_string(), "--help".to_string()]).collect()
 }
 
-fn option(declared: &DynamicArg, command: &str, taken: &BTreeSet<String>) -> Result<Arg> {
+fn option(declared: &DynamicArg, command: &str, taken: &BTreeSet<String>) -> Result<Option<Arg>> {
     let free = |name: &String| !taken.contains(name);
     let long: Vec<String> =
         declared.long.iter().filter(|name| free(&format!("--{name}"))).cloned().collect();
@@ -119,6 +122,10 @@ fn option(declared: &DynamicArg, command: &str, taken: &BTreeSet<String>) -> Res
         declared.short.iter().filter(|name| free(&format!("-{name}"))).copied().collect();
     let (first_long, first_short) = (long.first().cloned(), short.first().copied());
     if first_long.is_none() && first_short.is_none() {
+        // It shows what a run is fed; what else the run is configured by keeps its defaults.
+        if command == "dataset" {
+            return Ok(None);
+        }
         bail!(
             "{}: dynamic_args: expected a name of its own, found {}, which `fathom {command}` has already",
             declared.origin,
@@ -133,7 +140,7 @@ fn option(declared: &DynamicArg, command: &str, taken: &BTreeSet<String>) -> Res
     if let Some(name) = first_short {
         arg = arg.short(name).visible_short_aliases(short.into_iter().skip(1));
     }
-    Ok(match declared.action {
+    Ok(Some(match declared.action {
         Action::StoreTrue => arg.action(ArgAction::SetTrue),
         Action::StoreFalse => arg.action(ArgAction::SetFalse),
         Action::Store => {
@@ -147,7 +154,7 @@ fn option(declared: &DynamicArg, command: &str, taken: &BTreeSet<String>) -> Res
                     reader.parse(text, &cwd)
                 })
         }
-    })
+    }))
 }
 
 /// What it is for, what may be given, and what holds otherwise.

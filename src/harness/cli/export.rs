@@ -34,7 +34,7 @@ pub struct ExportArgs {
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,
     /// The folder that fathom.db is in
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 

@@ -218,6 +218,14 @@ fn parse(arguments: Vec<OsString>) -> Result<(Option<Command>, Context)> {
     let mut matches = match command.try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => match (error.kind(), declared) {
+            // Outside a project no configuration could have declared it.
+            (ErrorKind::UnknownArgument, Some(Err(reason))) if !globals.is_in_project() => {
+                let _ = error.print();
+                tell!(
+                    "\nnote: options of a configuration's own are known in its project: {reason:#}"
+                );
+                std::process::exit(error.exit_code());
+            }
             (ErrorKind::UnknownArgument, Some(Err(reason))) => return Err(reason),
             (ErrorKind::DisplayHelp, Some(Err(reason))) => {
                 let _ = error.print();

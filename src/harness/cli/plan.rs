@@ -122,6 +122,12 @@ impl Planner {
         let found = index.filter(|_| self.machine.device_memory.is_none()).and_then(|index| {
             self.devices().iter().find(|device| device["index"].as_u64() == Some(index as u64))
         });
+        if let (None, Some(given)) = (index, self.machine.device_memory) {
+            bail!(
+                "--device-memory: expected it for a run on CUDA, found {given} beside `run.device: cpu`\n  help: --host-memory is what \
+                 a run on the CPU lives in"
+            );
+        }
         let total = match (index, self.machine.device_memory, found) {
             (None, ..) => None,
             (Some(_), Some(given), _) => Some(given),

@@ -18,7 +18,7 @@ pub struct ReportArgs {
     #[arg(long, conflicts_with = "allow_partial")]
     pub all: bool,
     /// Folder of the store and the runs
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
     /// Folder for reports; this one goes to DIR/SWEEP
     #[arg(long, value_name = "DIR", default_value = "reports")]

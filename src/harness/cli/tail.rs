@@ -25,7 +25,7 @@ pub struct TailArgs {
     #[arg(long)]
     pub json: bool,
     /// The folder that fathom.db is in
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 

@@ -35,7 +35,7 @@ pub struct TbArgs {
     #[arg(long)]
     pub no_start: bool,
     /// The folder that fathom.db is in
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
     /// Options of TensorBoard
     #[arg(last = true)]

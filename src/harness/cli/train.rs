@@ -1,7 +1,7 @@
 //! `fathom train`: one run, of a configuration of the project or of a file, by the same machinery as a sweep's.
 
 use super::construct::say;
-use super::context::{Context, Loaded};
+use super::context::{Context, Loaded, RESULTS};
 use super::exit;
 use super::folder::check_folder;
 use super::progress::Progress;
@@ -28,9 +28,6 @@ use fathom_spec::template::graph::Graph;
 use serde_json::{Map, Value as Json, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Where results are, in the workspace of a project or in the folder fathom is run in.
-const RESULTS: &str = "results";
 
 #[derive(Args)]
 pub struct TrainArgs {

@@ -29,7 +29,7 @@ pub struct LogsArgs {
     #[command(subcommand)]
     pub command: LogsCommand,
     /// The folder that fathom.db is in
-    #[arg(long, global = true, value_name = "DIR", default_value = "results")]
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 
@@ -169,6 +169,13 @@ fn logs(which: &Which, results: &Path) -> Result<Vec<Log>> {
         // One among many that was stopped before its first step is no reason to show nothing.
         if logs.iter().all(|log| log.curves.scalars.is_empty()) {
             bail!("run {}: expected steps, found none yet{help}", log.curves.run_id);
+        }
+        for log in logs.iter().filter(|log| log.curves.scalars.is_empty()) {
+            tell!(
+                "note: run {} ({}) has no steps and is left out",
+                log.curves.run_id,
+                log.curves.status
+            );
         }
         logs.retain(|log| !log.curves.scalars.is_empty());
     }

@@ -28,7 +28,7 @@ pub struct RunsArgs {
     #[command(subcommand)]
     pub command: RunsCommand,
     /// The folder that fathom.db is in
-    #[arg(long, global = true, value_name = "DIR", default_value = "results")]
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 

@@ -47,7 +47,7 @@ pub struct SqlArgs {
     #[arg(long, short, value_name = "FILE", required_if_eq("format", "parquet"))]
     pub output: Option<PathBuf>,
     /// The folder that fathom.db is in
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 

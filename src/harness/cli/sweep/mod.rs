@@ -66,7 +66,7 @@ struct PointArgs {
 #[derive(Args, Clone)]
 pub struct Places {
     /// The folder of the store and the runs
-    #[arg(long, default_value = "results", value_name = "DIR")]
+    #[arg(long, default_value_os_t = crate::cli::context::default_results(), value_name = "DIR")]
     pub results: PathBuf,
 }
 

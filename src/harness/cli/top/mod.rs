@@ -30,7 +30,7 @@ pub struct TopArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
     pub interval: f64,
     /// The folder that fathom.db is in
-    #[arg(long, value_name = "DIR", default_value = "results")]
+    #[arg(long, value_name = "DIR", default_value_os_t = crate::cli::context::default_results())]
     pub results: PathBuf,
 }
 
