@@ -4,7 +4,7 @@
 //! is gone without an ending gets the verdict that the scheduler gives it, by this same code, when it takes up its sweep again.
 //! A run that another process holds is left to it: a harness keeps the lock of a run until it has written how the run ended.
 
-use super::standing::{Standing, State, standing_where};
+use super::standing::{Standing, State, standing, standing_where};
 use super::{is_held, try_lock};
 use crate::store::{Status, Store, Unfinished};
 use anyhow::Result;
@@ -103,7 +103,12 @@ fn settle_all(store: &mut Store, now: f64) -> Result<Settled> {
         let lock = match store.is_private() || !paths.folder.is_dir() {
             true => Ok(None),
             false => match try_lock(&paths) {
-                Ok(None) => continue,
+                Ok(None) => {
+                    if has_ended(&paths, now) && store.ingest_run(&run.run_id).is_err() {
+                        settled.refused += 1;
+                    }
+                    continue;
+                }
                 lock => lock,
             },
         };
@@ -130,12 +135,17 @@ fn is_of_interest(store: &Store, run: &Unfinished, paths: &RunPaths) -> Result<b
 /// Whether [`settle`] would find something to write.
 fn would_change(store: &Store, run: &Unfinished, paths: &RunPaths, now: f64) -> Result<bool> {
     if is_held(paths) {
-        return Ok(false);
+        return Ok(has_ended(paths, now) && store.lags(run)?);
     }
     let found = standing_where(paths, now, || false);
     let is_heard_of =
         found.is_ok_and(|found| matches!(found.state, State::Running | State::Elsewhere));
     Ok(!is_heard_of || store.lags(run)?)
+}
+
+/// Whether the log of a run that somebody has says how it ended: its harness may be stopped, and what is logged counts all the same.
+fn has_ended(paths: &RunPaths, now: f64) -> bool {
+    standing(paths, now).is_ok_and(|found| matches!(found.state, State::Ended(_)))
 }
 
 /// Settles one run that nobody else has; says why where it is lost.

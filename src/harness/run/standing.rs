@@ -111,7 +111,10 @@ pub(super) fn standing_where(
         (_, ending) if is_of_another_kernel && ending.is_none() && is_held() => {
             heard_of(silent_seconds)
         }
-        _ if is_held() => State::Running,
+        // Who has the run is about to begin its worker, or has not looked at how the worker ended.
+        _ if is_held() && !(presence == Some(Presence::Gone) && has_signed_in(paths)) => {
+            State::Running
+        }
         (Some(Presence::Elsewhere), ending) if ending.is_none() || signed_in.is_some() => {
             heard_of(silent_seconds)
         }
@@ -145,6 +148,11 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
 /// Whether the run is of another host that was heard of lately. Not every shared file system carries locks from host to host.
 pub fn is_elsewhere(paths: &RunPaths) -> bool {
     standing(paths, now()).is_ok_and(|found| found.state == State::Elsewhere)
+}
+
+/// Whether the process that the folder names is the worker of whoever took the run's lock last.
+fn has_signed_in(paths: &RunPaths) -> bool {
+    modified(&paths.process()) >= modified(&paths.lock())
 }
 
 /// When a file was last written, in seconds since 1970-01-01 UTC.
@@ -186,6 +194,30 @@ mod tests {
 
     fn now() -> f64 {
         std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+    }
+
+    /// A harness that is stopped (Ctrl-Z) keeps the locks of its runs, and looks after none.
+    #[test]
+    fn a_worker_that_is_gone_is_gone_whoever_has_the_lock() {
+        let (_dir, paths, mut log) = begun();
+        let mut worker = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::of(worker.id()).unwrap();
+        let held = lock(&paths).unwrap().unwrap();
+        process.write(&paths).unwrap();
+        let state = || standing(&paths, now()).unwrap().state;
+        assert_eq!(state(), State::Running);
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        assert!(matches!(state(), State::Dead(_)), "{:?}", state());
+        log.write(EventKind::Stopped { step: 3, reason: "asked to".into() }).unwrap();
+        assert_eq!(state(), State::Ended("stopped"));
+        // Another attempt is about to begin.
+        drop(held);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let held = lock(&paths).unwrap().unwrap();
+        assert_eq!(state(), State::Running);
+        drop(held);
+        assert_eq!(state(), State::Ended("stopped"));
     }
 
     #[test]
