@@ -371,7 +371,10 @@ fn a_damaged_verdict_or_sweep_costs_no_run() {
     }
     let output = project.fathom(&scripted(), &["db", "rebuild"]).output().unwrap();
     let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(said.contains(" is made of its log alone: ") && said.contains(": 2 runs, "), "{said}");
+    assert!(
+        said.contains(" is made without what can't be read of it: ") && said.contains(": 2 runs, "),
+        "{said}"
+    );
     let anew = sql(&project, "SELECT run, count(*) FROM metrics GROUP BY run ORDER BY 2");
     assert_eq!(anew.len(), steps.len());
 }

@@ -544,6 +544,92 @@ fn rebuilding_names_what_it_could_not_read_and_keeps_verdicts() {
     assert_eq!(rebuilt.kept, [moved]);
 }
 
+/// A store that says something else than the folders is found, and mended.
+#[test]
+fn rows_that_were_tampered_with_are_found_and_made_anew() {
+    let changes = [
+        ("UPDATE perplexity SET nll = 1 WHERE run = 1", "other rows of perplexity"),
+        ("UPDATE runs SET last_loss = 0.1 WHERE id = 2", "makes another last_loss"),
+        ("UPDATE runs SET step = 1, tokens = 1 WHERE id = 1", "makes another step, tokens"),
+        ("UPDATE runs SET status = 'failed' WHERE id = 1", "makes another status"),
+        ("UPDATE runs SET status = 'finished' WHERE id = 5", "makes another status"),
+        ("UPDATE attempts SET status = 'failed' WHERE run = 1", "other rows of attempts"),
+        (
+            "UPDATE params SET value = '9' WHERE key = 'train.seed' AND run = 1",
+            "values of 1 parameters",
+        ),
+        (
+            "UPDATE runs SET config = replace(config, '\"seed\":0', '\"seed\":5') WHERE id = 1",
+            "makes another config",
+        ),
+        ("UPDATE runs SET log_offset = 5 WHERE id = 1", "do not belong together"),
+        (
+            "UPDATE points SET label = 'other' WHERE position = 0",
+            "sweeps/rope_variants.json makes another one",
+        ),
+        ("UPDATE sweeps SET spec = '{'", "sweeps/rope_variants.json makes another one"),
+        ("DROP VIEW v_runs", "schema: expected the view v_runs, found none"),
+        ("DROP INDEX runs_by_group", "schema: expected the index runs_by_group, found none"),
+        ("DROP TABLE tags", "schema: expected the table tags, found none"),
+        (
+            "ALTER TABLE notes ADD COLUMN more TEXT",
+            "schema: expected the table notes as this version makes it",
+        ),
+    ];
+    for (change, expected) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let store = example(dir.path());
+        assert!(store.check().unwrap().is_sound());
+        let before = dump(&store);
+        store.connection().execute_batch(change).unwrap();
+        let said: Vec<String> =
+            store.check().unwrap().found.iter().map(|f| f.to_string()).collect();
+        assert!(
+            said.iter().any(|f| f.starts_with("problem: ") && f.contains(expected)),
+            "{change}: {said:?}"
+        );
+        drop(store);
+        Store::rebuild_from_folders(dir.path()).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(dump(&store), before, "{change}");
+        let said = store.check().unwrap();
+        assert!(said.is_sound(), "{change}: {said:?}");
+    }
+}
+
+/// What a log has lost, or counts twice, is no log that numbers are taken from.
+#[test]
+fn a_log_counts_on_from_one_event_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    let (id, paths) = plan(&mut store, "a1", &config(0));
+    let log = lines(&[started(1, 0), step(1, 3.0), step(2, 2.0), finished(2)]);
+    let all: Vec<&str> = log.split_inclusive('\n').collect();
+    let said = "expected the event with seq ";
+    for (order, expected) in [
+        (vec![0, 2, 3], "1, found seq 2"),
+        (vec![0, 1, 1], "2, found seq 1"),
+        (vec![0, 2, 1, 3], "1, found seq 2"),
+        (vec![1, 2, 3], "0, found seq 1"),
+    ] {
+        let text: String = order.iter().map(|at| all[*at]).collect();
+        std::fs::write(paths.events(), text).unwrap();
+        let message = error(store.ingest_run(&id));
+        assert!(message.contains(said) && message.contains(expected), "{order:?}: {message}");
+        assert!(store.has_damaged_log(&id).unwrap(), "{order:?}");
+        assert_eq!(store.known_run(&id).unwrap().last_seq, -1);
+    }
+    std::fs::write(paths.events(), all[0]).unwrap();
+    store.ingest_run(&id).unwrap();
+    std::fs::write(paths.events(), [all[0], all[2]].concat()).unwrap();
+    let message = error(store.ingest_run(&id));
+    assert!(message.contains(said) && message.contains("1, found seq 2"), "{message}");
+    assert!(store.has_damaged_log(&id).unwrap());
+    std::fs::write(paths.events(), log.replace("\"v\":1", "\"v\":2")).unwrap();
+    let message = error(store.ingest_run(&id));
+    assert!(message.contains("expected an event of version 1, found 2"), "{message}");
+}
+
 /// Between a worker's start and its first event only the database knows of it.
 #[test]
 fn rebuilding_leaves_a_run_to_the_worker_that_has_it() {

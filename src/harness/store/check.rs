@@ -1,7 +1,8 @@
 //! Whether the store is whole, and says what the logs say.
 
-use super::rebuild::{FROM_FOLDERS, run_folders};
-use super::{Journal, Store, explain, keep, lines, migrate, sweeps};
+use super::rebuild::run_folders;
+use super::sweeps::{self, SavedSweep};
+use super::{Journal, Store, explain, keep, lines, migrate};
 use anyhow::Result;
 use fathom_spec::record::{RunId, RunPaths};
 use rusqlite::Connection;
@@ -71,6 +72,9 @@ impl Store {
         self.check_pages(&mut findings).map_err(|error| explain::using(&path, error))?;
         // Rows of a file that is damaged say nothing.
         if findings.is_sound() {
+            self.check_schema(&mut findings)?;
+        }
+        if findings.is_sound() {
             self.check_rows(&mut findings)?;
             self.check_logs(&mut findings)?;
             self.check_sweeps(&mut findings)?;
@@ -84,6 +88,13 @@ impl Store {
         let help = "`fathom db rebuild` keeps the damaged file aside and makes the database anew from the folders of runs";
         for line in lines.iter().filter(|line| *line != "ok") {
             findings.problem(format!("integrity: {}", line.trim()), help);
+        }
+        Ok(())
+    }
+
+    fn check_schema(&self, findings: &mut Findings) -> Result<()> {
+        for what in migrate::differences(&self.connection)? {
+            findings.problem(format!("schema: {what}"), REBUILD);
         }
         Ok(())
     }
@@ -117,12 +128,12 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the rows anew in a private database, and compares how many there are.
+    /// Makes the rows anew in a private database, and compares them.
     fn check_logs(&self, findings: &mut Findings) -> Result<()> {
         let folders = run_folders(&self.results)?;
-        let sql = "SELECT run_id, log_offset, status = 'planned' FROM runs";
-        let known: BTreeMap<String, (u64, bool)> = self
-            .rows(sql, [], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?
+        let sql = "SELECT run_id, log_offset, last_seq, status = 'planned' FROM runs";
+        let known: BTreeMap<String, (u64, i64, bool)> = self
+            .rows(sql, [], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?))))?
             .into_iter()
             .collect();
         for name in folders.iter().filter(|name| !known.contains_key(*name)) {
@@ -130,7 +141,7 @@ impl Store {
                 .problem(format!("runs/{name}: its folder is there, its rows are not"), REBUILD);
         }
         let (mut gone, mut whole) = (Vec::new(), Vec::new());
-        for (run_id, (offset, planned)) in &known {
+        for (run_id, (offset, last_seq, planned)) in &known {
             let paths = RunPaths::in_results(&self.results, &RunId(run_id.clone()));
             if !paths.folder.exists() {
                 // A run that has not begun never had one.
@@ -149,8 +160,20 @@ impl Store {
                 );
                 continue;
             }
-            // What can't be read is named where the rows are made anew.
-            let Ok(rest) = lines::read(&paths.events(), *offset) else { continue };
+            let rest = match lines::read(&paths.events(), *offset) {
+                Ok(rest) if rest.follows(*last_seq).is_ok() => rest,
+                rest => {
+                    // What can't be read at all is named where the rows are made anew.
+                    let from_its_beginning = lines::read(&paths.events(), 0);
+                    if rest.is_ok() || from_its_beginning.is_ok() {
+                        findings.problem(
+                            format!("run {run_id}: the store is at byte {offset} and seq {last_seq} of its log, which do not belong together"),
+                            REBUILD,
+                        );
+                    }
+                    continue;
+                }
+            };
             match rest.lines.len() {
                 0 => whole.push(run_id.clone()),
                 events => findings.note(
@@ -186,6 +209,15 @@ impl Store {
                 "remove it: `fathom db rebuild` writes it again of what the database has",
             );
         }
+        for sweep in saved.iter().filter(|saved| !self.has_as_saved(saved)) {
+            findings.problem(
+                format!(
+                    "sweep {}: sweeps/{0}.json makes another one than is there",
+                    sweep.sweep.name
+                ),
+                REBUILD,
+            );
+        }
         let saved: Vec<&str> = saved.iter().map(|saved| saved.sweep.name.as_str()).collect();
         let mut alone = self.sweeps()?;
         alone.retain(|sweep| !saved.contains(&sweep.name.as_str()));
@@ -202,6 +234,12 @@ impl Store {
         Ok(())
     }
 
+    fn has_as_saved(&self, saved: &SavedSweep) -> bool {
+        let name = &saved.sweep.name;
+        self.sweep(name).is_ok_and(|sweep| sweep.as_ref() == Some(&saved.sweep))
+            && self.points(name).is_ok_and(|points| points == saved.points)
+    }
+
     fn compare(&self, folders: &[String], whole: &[String], findings: &mut Findings) -> Result<()> {
         if folders.is_empty() {
             return Ok(());
@@ -211,52 +249,23 @@ impl Store {
         let journal = self.journal;
         let mut anew = Store { connection: private, results, journal, file: None, private: true };
         let rebuilt = anew.rebuild()?;
-        for (name, reason) in rebuilt.problems.iter().chain(&rebuilt.unread_verdicts) {
+        for (name, reason) in rebuilt.problems.iter().chain(&rebuilt.made_of_log) {
             findings.problem(
                 format!("runs/{name}: {reason}"),
                 "put right what it names, or remove the run's folder to begin it anew",
             );
         }
-        let (here, there) = (self.counts()?, anew.counts()?);
+        let (here, there) = (self.rows_by_run()?, anew.rows_by_run()?);
         for run_id in whole {
-            let Some(expected) = there.get(run_id) else { continue };
-            let found = here.get(run_id).cloned().unwrap_or_default();
+            let (Some(made), Some(found)) = (there.get(run_id), here.get(run_id)) else { continue };
             let paths = RunPaths::in_results(&self.results, &RunId(run_id.clone()));
             findings.compared += 1;
-            for (table, count) in expected {
-                let found = found.get(table).copied().unwrap_or(0);
-                // An earlier version kept verdicts in the database alone, as does who may not write to the folder.
-                if *table == "verdicts" && !paths.verdicts().exists() {
-                    continue;
-                }
-                if found != *count {
-                    findings.problem(
-                        format!(
-                            "run {run_id}: its log makes {count} rows of {table}, found {found}"
-                        ),
-                        REBUILD,
-                    );
-                }
+            // An earlier version kept verdicts in the database alone, as does who may not write to the folder.
+            for what in made.differences(found, paths.verdicts().exists()) {
+                findings.problem(format!("run {run_id}: {what}"), REBUILD);
             }
         }
         Ok(())
-    }
-
-    /// Rows of every run by table.
-    fn counts(&self) -> Result<BTreeMap<String, BTreeMap<&'static str, i64>>> {
-        let mut counts: BTreeMap<String, BTreeMap<&str, i64>> = BTreeMap::new();
-        // Parameters are the configuration's, which may have gained keys since.
-        for table in FROM_FOLDERS.into_iter().filter(|table| !["runs", "params"].contains(table)) {
-            let sql = format!(
-                "SELECT r.run_id, (SELECT count(*) FROM {table} x WHERE x.run = r.id) FROM runs r"
-            );
-            for (run_id, count) in
-                self.rows(&sql, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?
-            {
-                counts.entry(run_id).or_default().insert(table, count);
-            }
-        }
-        Ok(counts)
     }
 
     /// Bytes of the database with what SQLite keeps beside it.

@@ -1,8 +1,8 @@
 //! From event logs to rows: every kind of event has one place in the schema.
 //!
 //! A stretch of a log is one transaction; the run's row is held in memory meanwhile and written back with `log_offset` and
-//! `last_seq` in the same commit. An event whose `seq` is in the store already is
-//! passed over, so reading a stretch of a log twice changes nothing.
+//! `last_seq` in the same commit, so that what is read is read once. Events are counted on without a gap: a log that has lost
+//! lines is told of.
 
 use super::lines::{self, Line, Step, Stretch};
 use super::metrics::Metrics;
@@ -92,13 +92,11 @@ pub(super) fn apply(
         [] => 0,
         _ => verdict::known(connection, run.id)?.len(),
     };
+    stretch.follows(run.last_seq).with_context(|| format!("run {}", run.run_id))?;
     let mut pending = verdicts.iter().enumerate().skip(known).peekable();
     let mut new = 0;
     for line in &stretch.lines {
         let seq = line.seq();
-        if (seq as i64) <= run.last_seq {
-            continue;
-        }
         while let Some((number, verdict)) = pending.next_if(|(_, v)| v.after_seq < seq as i64) {
             writer.judge(number, verdict, &mut run)?;
         }

@@ -1,8 +1,8 @@
 //! The text of an event log, read for the store. Nine lines of ten are steps: they have a way of their own, which takes no
 //! detour over a tree of values; every other line, and a step that is written otherwise than expected, is read as an event.
 
-use anyhow::{Context, Result};
-use fathom_spec::record::{Event, EventKind, MAX_SEQ, open_log};
+use anyhow::{Context, Result, ensure};
+use fathom_spec::record::{Event, EventKind, FORMAT, MAX_SEQ, open_log};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
@@ -17,6 +17,28 @@ pub(super) struct Stretch {
     pub end: u64,
     /// Bytes after it: a line without its end, which a writer is about to finish or a killed one left.
     pub torn: u64,
+}
+
+impl Stretch {
+    /// # Errors
+    ///
+    /// When its first event is not the next one after `last_seq`.
+    pub fn follows(&self, last_seq: i64) -> Result<()> {
+        match self.lines.first() {
+            Some(first) => in_order((last_seq + 1) as u64, first.seq()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Events are counted on from one to the next, over all attempts.
+fn in_order(expected: u64, found: u64) -> Result<()> {
+    ensure!(
+        found == expected,
+        "expected the event with seq {expected}, found seq {found}: lines are missing, or an attempt did not count on from the one \
+         before it"
+    );
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -133,6 +155,10 @@ pub(super) fn read(path: &Path, offset: u64) -> Result<Stretch> {
             let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).trim().to_string();
             format!("{}: byte {}: expected an event, found `{shown}`", path.display(), stretch.end)
         })?;
+        if let Some(before) = stretch.lines.last() {
+            in_order(before.seq() + 1, parsed.seq())
+                .with_context(|| format!("{}: byte {}", path.display(), stretch.end))?;
+        }
         stretch.lines.push(parsed);
         stretch.end += line.len() as u64;
     }
@@ -142,6 +168,7 @@ pub(super) fn read(path: &Path, offset: u64) -> Result<Stretch> {
 fn parse(line: &[u8]) -> Result<Line, serde_json::Error> {
     if let Ok(step) = serde_json::from_slice::<WrittenStep>(line)
         && step.kind == "step"
+        && step.v == FORMAT
         && step.seq <= MAX_SEQ
     {
         return Ok(Line::Step(Step {
@@ -169,8 +196,7 @@ fn parse(line: &[u8]) -> Result<Line, serde_json::Error> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenStep<'a> {
-    #[serde(rename = "v")]
-    _v: u32,
+    v: u32,
     seq: u64,
     #[serde(rename = "time")]
     _time: f64,

@@ -7,6 +7,7 @@ use super::Store;
 use anyhow::{Context, Result, bail};
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, TransactionBehavior};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,6 +75,57 @@ pub(super) fn carried_forward(connection: &Connection) -> Result<Connection> {
 pub(super) fn copy_all(from: &Connection, to: &mut Connection) -> Result<()> {
     Backup::new(from, to)?.run_to_completion(i32::MAX, Duration::from_millis(10), None)?;
     Ok(())
+}
+
+/// What the schema of a database of this version lacks, or has otherwise, in words: columns of tables, and the text of
+/// views and indexes but for its layout and comments.
+pub(super) fn differences(connection: &Connection) -> Result<Vec<String>> {
+    let mut new = Connection::open_in_memory()?;
+    apply(&mut new)?;
+    let found = objects(connection)?;
+    let mut said = Vec::new();
+    for (name, expected) in objects(&new)? {
+        match found.get(&name) {
+            None => said.push(format!("expected the {} {name}, found none", expected.kind)),
+            Some(found) if *found != expected => {
+                said.push(format!(
+                    "expected the {} {name} as this version makes it, found another",
+                    expected.kind
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(said)
+}
+
+/// One table, view or index.
+#[derive(PartialEq)]
+struct Object {
+    kind: String,
+    /// Of a table.
+    columns: Option<String>,
+    /// Of a view or an index.
+    text: Option<String>,
+}
+
+fn objects(connection: &Connection) -> Result<BTreeMap<String, Object>> {
+    let mut statement = connection.prepare(
+        "SELECT name, type, sql, CASE type WHEN 'table' THEN (SELECT group_concat(name) FROM pragma_table_info(s.name)) END
+         FROM sqlite_schema s WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'",
+    )?;
+    let objects = statement.query_map([], |row| {
+        let (name, kind, sql): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let columns: Option<String> = row.get(3)?;
+        let text = columns.is_none().then(|| without_layout(&sql));
+        Ok((name, Object { kind, columns, text }))
+    })?;
+    Ok(objects.collect::<rusqlite::Result<_>>()?)
+}
+
+fn without_layout(sql: &str) -> String {
+    let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<usize> {

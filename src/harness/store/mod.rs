@@ -11,6 +11,7 @@
 //! sweep beside its runs), `curate` (what people do to runs by hand).
 
 mod check;
+mod compare;
 mod curate;
 mod explain;
 mod history;

@@ -11,7 +11,7 @@ use super::ingest::apply;
 use super::lines::{self, Stretch};
 use super::verdict::Verdict;
 use super::write::write_run;
-use super::{Run, RunRecord, SavedIdentity, Store, explain, keep, salvage, sweeps};
+use super::{Run, RunRecord, SavedIdentity, Store, explain, keep, migrate, salvage, sweeps};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::{RunId, RunPaths};
@@ -55,8 +55,8 @@ pub struct Rebuilt {
     pub events: u64,
     /// Folders that could not be read whole: name and reason. The store keeps what it had of them.
     pub problems: Vec<(String, String)>,
-    /// Folders whose verdicts could not be read: name and reason. The runs are made of their logs alone.
-    pub unread_verdicts: Vec<(String, String)>,
+    /// Folders whose verdicts or labels could not be read: name and reason. The runs are made of the rest, their logs above all.
+    pub made_of_log: Vec<(String, String)>,
     /// Sweeps that were made anew of what is kept beside the runs.
     pub sweeps: usize,
     /// Files of sweeps that could not be read, and why. The store keeps what it had of them.
@@ -86,7 +86,7 @@ struct Remembered {
 struct Folder {
     identity: SavedIdentity,
     config: RunConfig,
-    labels: Labels,
+    labels: Result<Labels>,
     verdicts: Result<Vec<Verdict>>,
     stretch: Stretch,
 }
@@ -227,7 +227,12 @@ fn is_damaged(path: &Path) -> bool {
     let look = || -> Result<bool> {
         let connection = keep::open_to_read(path)?;
         let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        Ok(found != "ok")
+        if found != "ok" {
+            return Ok(true);
+        }
+        // Of an earlier version it is carried forward first.
+        let is_todays = migrate::check_ours(&connection, path).is_ok_and(|v| v == migrate::VERSION);
+        Ok(is_todays && !migrate::differences(&connection)?.is_empty())
     };
     look().unwrap_or_else(|error| explain::is_damage(&error))
 }
@@ -293,13 +298,16 @@ fn write_all(
             match folder {
                 Ok(folder) => {
                     let id = remembered.ids.get(*name).copied();
-                    if let Err(error) = &folder.verdicts {
+                    let unread = [folder.verdicts.as_ref().err(), folder.labels.as_ref().err()];
+                    let unread: Vec<_> =
+                        unread.into_iter().flatten().map(|e| format!("{e:#}")).collect();
+                    if !unread.is_empty() {
                         // What the database has of the run tells more than its log alone.
                         if id.is_some() {
-                            problems.insert(name.to_string(), format!("{error:#}"));
+                            problems.insert(name.to_string(), unread.join("; "));
                             continue;
                         }
-                        rebuilt.unread_verdicts.push((name.to_string(), format!("{error:#}")));
+                        rebuilt.made_of_log.push((name.to_string(), unread.join("; ")));
                     }
                     rebuilt.events += write_folder(connection, &folder, id)?;
                     rebuilt.runs += 1;
@@ -355,7 +363,7 @@ fn read_folder(results: &Path, name: &str) -> Result<Folder> {
         paths.identity().display(),
         identity.identity.run_hash
     );
-    let labels = Labels::read(&paths)?;
+    let labels = Labels::read(&paths);
     let verdicts = Verdict::read_all(&paths);
     Ok(Folder { identity, config, labels, verdicts, stretch: lines::read(&paths.events(), 0)? })
 }
@@ -367,7 +375,9 @@ fn write_folder(connection: &Connection, folder: &Folder, id: Option<i64>) -> Re
     let run_id = identity.run_id();
     let run = Run::load(connection, &run_id)?
         .ok_or_else(|| anyhow!("run {run_id}: expected the row that was just written"))?;
-    labels.save(connection, &run_id)?;
+    if let Ok(labels) = labels {
+        labels.save(connection, &run_id)?;
+    }
     let verdicts = verdicts.as_deref().unwrap_or_default();
     Ok(apply(connection, run, stretch, verdicts, false)?.events)
 }
@@ -431,7 +441,8 @@ fn restore_verdicts(connection: &Connection, remembered: &Remembered) -> Result<
         connection
             .prepare_cached(
                 "UPDATE runs SET status = ?3, status_detail = ?4
-                 WHERE run_id = ?1 AND last_seq <= ?2 AND id NOT IN (SELECT run FROM verdicts)",
+                 WHERE run_id = ?1 AND last_seq <= ?2 AND id NOT IN (SELECT run FROM verdicts)
+                   AND status IN ('planned', 'running', 'lost')",
             )?
             .execute(params![run_id, last_seq, status, detail])?;
     }

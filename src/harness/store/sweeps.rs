@@ -85,10 +85,10 @@ impl Store {
     pub(super) fn write_out(&self) -> Result<()> {
         for summary in self.sweeps()? {
             let paths = SweepPaths::in_results(&self.results, &summary.name);
-            let Some(sweep) = self.sweep(&summary.name)?.filter(|_| !paths.record().exists())
-            else {
+            if paths.record().exists() {
                 continue;
-            };
+            }
+            let Some(sweep) = self.sweep(&summary.name)? else { continue };
             SavedSweep { points: self.points(&summary.name)?, sweep }.write(&self.results)?;
         }
         let judged = "SELECT * FROM runs WHERE id IN (SELECT run FROM verdicts)";

@@ -108,14 +108,16 @@ impl Store {
         done
     }
 
-    /// Whether a run's log has, beyond what is read of it, a line that is no event.
+    /// Whether a run's log has, beyond what is read of it, a line that is no event or not the next one.
     ///
     /// # Errors
     ///
     /// When the store has no such run.
     pub fn has_damaged_log(&self, run_id: &RunId) -> Result<bool> {
-        let offset = self.known_run(run_id)?.log_offset;
-        Ok(lines::read(&RunPaths::in_results(&self.results, run_id).events(), offset).is_err())
+        let run = self.known_run(run_id)?;
+        let log = RunPaths::in_results(&self.results, run_id).events();
+        let rest = lines::read(&log, run.log_offset);
+        Ok(rest.and_then(|stretch| stretch.follows(run.last_seq)).is_err())
     }
 
     /// Records that a worker has a run, with the configuration of this attempt, unless the worker has said more since the event

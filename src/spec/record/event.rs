@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 /// The largest `seq` of an event: stores count in signed 64-bit numbers.
 pub const MAX_SEQ: u64 = i64::MAX as u64;
 
+/// The version of the format that is written, and the only one that is read.
+pub const FORMAT: u32 = 1;
+
 /// One line of `events.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Version of the format: 1.
+    /// Version of the format: [`FORMAT`].
+    #[serde(deserialize_with = "version")]
     pub v: u32,
     /// Counts up by one over the whole log, attempts included; the first line is 0, none is above [`MAX_SEQ`].
     #[serde(deserialize_with = "seq")]
@@ -21,6 +25,16 @@ pub struct Event {
     pub elapsed_seconds: f64,
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let version = u32::deserialize(deserializer)?;
+    if version != FORMAT {
+        return Err(de::Error::custom(format!(
+            "expected an event of version {FORMAT}, found {version}"
+        )));
+    }
+    Ok(version)
 }
 
 fn seq<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

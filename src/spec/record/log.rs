@@ -1,6 +1,6 @@
 //! The append-only event log: written a line at a time, read by anyone, tolerant of a torn last line.
 
-use super::{Event, EventKind, MAX_SEQ, now};
+use super::{Event, EventKind, FORMAT, MAX_SEQ, now};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::fs::{File, OpenOptions};
@@ -70,7 +70,7 @@ impl EventLog {
         let time = now();
         let durable = kind.ending().is_some() || matches!(kind, EventKind::Checkpoint { .. });
         let event = Event {
-            v: 1,
+            v: FORMAT,
             seq: self.next_seq,
             time,
             elapsed_seconds: self.began.elapsed().as_secs_f64(),

@@ -11,7 +11,7 @@ mod paths;
 mod process;
 mod whole;
 
-pub use event::{EvalMethod, Event, EventKind, MAX_SEQ, number, numbers};
+pub use event::{EvalMethod, Event, EventKind, FORMAT, MAX_SEQ, number, numbers};
 pub use log::{EventLog, last_events, open_log, read_events};
 pub use paths::{RunId, RunPaths, SweepPaths};
 pub use process::{OomKills, Presence, Process, host};
