@@ -96,23 +96,10 @@ fn shape(config: &RunConfig) -> Result<(Option<ModelFiles>, ModelConfig)> {
         (None, Some(shape)) => shape.clone(),
         (None, None) => bail!("model: expected `path` or `config`, found neither"),
     };
-    let limit = section.max_position_embeddings.unwrap_or(own.max_position_embeddings);
-    let length = config.train.sequence_length;
-    if length > limit {
-        bail!(
-            "train.sequence_length: expected at most the model's max_position_embeddings ({limit}), found `{length}`\n  \
-             help: set model.max_position_embeddings: {length} to lift the limit"
-        );
-    }
+    config.check_shape(&own).map_err(|(key, message)| anyhow!("{key}: {message}"))?;
     let shape =
         override_rope(&own, section.rope_parameters.as_ref(), section.max_position_embeddings);
     shape.check().map_err(|message| anyhow!("model: {message}"))?;
-    let (groups, heads) = (config.train.attention_head_groups, shape.num_key_value_heads());
-    if let Some(groups) = groups.filter(|groups| *groups > heads) {
-        bail!(
-            "train.attention_head_groups: expected at most the model's key-value heads ({heads}), found `{groups}`"
-        );
-    }
     Ok((files, shape))
 }
 

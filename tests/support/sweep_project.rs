@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub const BASE: &str = "\
 model:
   config: {vocab_size: 260, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4,
-           num_key_value_heads: 2, max_position_embeddings: 100000}
+           num_key_value_heads: 2, max_position_embeddings: 1000000}
 tokenizer: {path: bytes}
 data: {corpus: CORPUS, splits: {validation: [held_out.txt]}}
 train: {sequence_length: 32, micro_batch_size: 2, total_tokens: 1280, learning_rate: 0.01, checkpoint_every_steps: 5}

@@ -11,9 +11,9 @@ use super::sweep::{
 use super::table::print;
 use crate::run::{find_worker, see_locks, write_whole};
 use crate::store::{Status, Store};
-use crate::sweep::Identities;
 use crate::sweep::drive::{Driver, Identified, identify, last_checkpoint};
 use crate::sweep::plan::Point;
+use crate::sweep::{Fits, Identities};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use fathom_data::corpus::Corpus;
@@ -83,6 +83,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
     let config = RunConfig::from_written(&written)?;
     check_model(&config, &written)?;
     check_length(&config, &written)?;
+    Fits::default().check(&config)?;
     if args.dry_run {
         print(&format!("# {}: {} steps\n{}", job.label, config.planned_steps(), config.to_yaml()))?;
         return Ok(exit::OK);

@@ -4,6 +4,7 @@
 mod base;
 pub mod code;
 pub mod drive;
+mod fits;
 pub mod halving;
 mod identity;
 pub mod plan;
@@ -12,4 +13,5 @@ pub mod schedule;
 pub mod search;
 pub mod why;
 
+pub use fits::Fits;
 pub use identity::Identities;

@@ -547,6 +547,30 @@ impl RunConfig {
         json
     }
 
+    /// What the configuration asks of its model, held against the shape that the model's own files say.
+    ///
+    /// # Errors
+    ///
+    /// With the key that asks for more than there is.
+    pub fn check_shape(&self, own: &ModelConfig) -> Result<(), (&'static str, String)> {
+        let limit = self.model.max_position_embeddings.unwrap_or(own.max_position_embeddings);
+        let length = self.train.sequence_length;
+        if length > limit {
+            let message = format!(
+                "expected at most the model's max_position_embeddings ({limit}), found `{length}`\n  help: set \
+                 model.max_position_embeddings: {length} to lift the limit"
+            );
+            return Err(("train.sequence_length", message));
+        }
+        let heads = own.num_key_value_heads();
+        if let Some(groups) = self.train.attention_head_groups.filter(|groups| *groups > heads) {
+            let message =
+                format!("expected at most the model's key-value heads ({heads}), found `{groups}`");
+            return Err(("train.attention_head_groups", message));
+        }
+        Ok(())
+    }
+
     /// Tokens in one optimizer step, when every block is full.
     pub fn tokens_per_step(&self) -> u64 {
         let train = &self.train;

@@ -3,6 +3,7 @@
 use super::{Settings, template_folders};
 use crate::cli::exit;
 use crate::cli::table::print;
+use crate::sweep::Fits;
 use crate::sweep::plan::{Plan, schema, wandb};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -33,7 +34,8 @@ pub fn check(args: &CheckArgs) -> Result<u8> {
     let mut code = exit::OK;
     for file in &args.files {
         let plan = Plan::read(file, &template_folders(), &overrides);
-        match plan.and_then(|plan| Ok((plan.foreseen()?.len(), plan))) {
+        let checked = plan.and_then(|plan| Fits::check_plan(&plan).map(|()| plan));
+        match checked.and_then(|plan| Ok((plan.foreseen()?.len(), plan))) {
             Ok((points, plan)) => {
                 let left_out = match plan.left_out {
                     0 => String::new(),

@@ -14,11 +14,11 @@ use super::table::{Cell, Format, Table};
 use crate::report::write_report;
 use crate::run::{find_worker, read_store, see_locks, status_now};
 use crate::store::{Status, Store};
-use crate::sweep::Identities;
 use crate::sweep::code::{self, Code};
 use crate::sweep::drive::{Driver, Ended, Identified, Summary, identify, refuse_same_run};
 use crate::sweep::plan::{Bisect, Plan};
 use crate::sweep::search::Search;
+use crate::sweep::{Fits, Identities};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
@@ -162,6 +162,7 @@ pub fn run(command: SweepCommand) -> Result<u8> {
 fn plan(args: &PlanArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
+    Fits::check_plan(&plan)?;
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| read_store(&args.places.results)).transpose()?;
     let mut identities = Identities::default();
@@ -350,10 +351,13 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     }
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
+    Fits::check_plan(&plan)?;
     let worker = find_worker()?;
     see_locks(&args.places.results, |what| tell!("{what}"))?;
-    let mut store = Store::open(&args.places.results)?;
     let mut identities = Identities::default();
+    // What can't be read is said before anything is made.
+    identify(&plan.foreseen()?, &mut identities)?;
+    let mut store = Store::open(&args.places.results)?;
     seeds::add(&mut plan, args.points.top_up_seeds, Some(&store), &mut identities)?;
     if args.points.strict_code {
         check_code(&store, &named(&identify(&plan.foreseen()?, &mut identities)?), true)?;
