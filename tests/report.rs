@@ -1371,3 +1371,92 @@ fn long_lengths_have_heads_of_their_own() {
     let results = page.split("## Results").nth(1).unwrap().split("<details>").next().unwrap();
     assert_eq!(results.matches("\n| a |").count(), 1, "{results}");
 }
+
+/// What a recipe of a synthetic store answers.
+fn recipe(store: &OpenStore, name: &str, set: &[&str]) -> fathom::cli::table::Table {
+    let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+    fathom::cli::sql::recipes::find(name).unwrap().answer(store, &set).unwrap()
+}
+
+/// A run that two sweeps have is one run where no sweep is named.
+#[test]
+fn recipes_count_a_run_of_two_sweeps_once() {
+    let store = rope_sweep(2);
+    store
+        .db
+        .execute_batch(
+            "INSERT INTO sweeps (name, file, spec, planned_at) VALUES ('again', 'a.yaml', '{}', 0);
+             INSERT INTO points SELECT 2, position, 'of again ' || label, seed, settings, run_id FROM points;
+             UPDATE runs SET started_at = 1.0;
+             INSERT INTO metric_keys (key) VALUES ('tokens');
+             INSERT INTO metrics SELECT run, (SELECT id FROM metric_keys WHERE key = 'tokens'), step, step * 2048 FROM metrics
+             WHERE key = (SELECT id FROM metric_keys WHERE key = 'loss');",
+        )
+        .unwrap();
+    let open = OpenStore::open(store.path()).unwrap();
+    let key = "key=train.sequence_length";
+    for (name, set, rows) in [
+        ("best_runs", &["limit=99"][..], 14),
+        ("leaderboard", &["limit=99"], 14),
+        ("slowest_runs", &["limit=99"], 14),
+        ("recent_runs", &["limit=99"], 14),
+        ("tokens_to_loss", &["loss=4.0"], 14),
+        ("eval_curve", &[], 14),
+        ("generalization_gap", &[], 14),
+        ("runs_with_setting", &[key], 14),
+        ("effect_of_setting", &[key], 1),
+        // In one of them it has that one's label.
+        ("best_runs", &["limit=99", "sweep=rope_variants"], 14),
+    ] {
+        let table = recipe(&open, name, set);
+        assert_eq!(table.rows.len(), rows, "{name} {set:?}");
+        let csv = table.render(Format::Csv);
+        let is_one = set.contains(&"sweep=rope_variants");
+        assert!(!csv.contains("of again") || !is_one, "{csv}");
+        if name == "effect_of_setting" {
+            assert!(csv.contains("\n256,14,"), "{csv}");
+        }
+    }
+}
+
+/// A mean has the numbers of all seeds that it counts, and only of runs that finished.
+#[test]
+fn recipes_take_means_of_what_they_count() {
+    let store = rope_sweep(3);
+    let of = |label: &str, seed: i64| {
+        format!("(SELECT run_id FROM points WHERE label = 'rope={label}' AND seed = {seed})")
+    };
+    store
+        .db
+        .execute_batch(&format!(
+            "UPDATE perplexity SET nll = NULL, perplexity = NULL WHERE run = (SELECT id FROM runs WHERE run_id = {});
+             UPDATE runs SET last_loss = NULL WHERE run_id = {};
+             UPDATE runs SET status = 'failed' WHERE run_id = {};",
+            of("linear", 1),
+            of("linear", 1),
+            of("yarn2", 0)
+        ))
+        .unwrap();
+    let open = OpenStore::open(store.path()).unwrap();
+    let csv = |name: &str| recipe(&open, name, &[]).render(Format::Csv);
+    let line = |csv: &str, start: &str| {
+        csv.lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{csv}"))
+            .to_string()
+    };
+    let comparison = csv("comparison");
+    assert!(
+        line(&comparison, "rope=linear,512").starts_with("rope=linear,512,3,,,"),
+        "{comparison}"
+    );
+    assert!(!line(&comparison, "rope=plain,512").contains(",,"), "{comparison}");
+    let against = csv("perplexity_against_baseline");
+    assert_eq!(line(&against, "rope=linear,512"), "rope=linear,512,3,,");
+    assert!(line(&against, "rope=yarn2,512").starts_with("rope=yarn2,512,2,"), "{against}");
+    let spread = csv("seed_spread");
+    assert!(
+        line(&spread, "rope_variants,rope=linear").starts_with("rope_variants,rope=linear,3,,,"),
+        "{spread}"
+    );
+}
