@@ -1263,9 +1263,15 @@ fn a_baseline_that_is_lost_past_its_window_breaks() {
         store.db.execute_batch(&sql).unwrap();
         store.page()
     };
+    store
+        .db
+        .execute_batch(&format!("DELETE FROM perplexity WHERE context_length = 1024 AND {plain}"))
+        .unwrap();
+    let page = store.page();
+    assert!(page.contains(" (from 256 tokens, the training length, to 768)."), "{page}");
     let page = lose(256);
     assert!(page.contains("Past its window the baseline **plain** breaks: 1"), "{page}");
-    assert!(page.contains(" → NaN (from 256 tokens, the training length, to 1K)."), "{page}");
+    assert!(page.contains(" → NaN (from 256 tokens, the training length, to 768)."), "{page}");
     let page = lose(0);
     assert!(page.contains("**plain** is not a number within its window already"), "{page}");
 }

@@ -335,7 +335,13 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
         summary.differing_params().iter().any(|(key, _)| key.starts_with("model.rope_parameters"));
     let method = summary.methods.first().filter(|_| swept)?;
     let trained = summary.training_length()?;
-    let lengths = summary.context_lengths(method);
+    let perplexity = |label: usize, context_length: i64| {
+        let measure = Measure::Perplexity { method: method.clone(), context_length };
+        summary.estimate(label, &measure).map(|e| e.mean.exp())
+    };
+    // What the baseline was not evaluated at can't show what becomes of it.
+    let mut lengths = summary.context_lengths(method);
+    lengths.retain(|&length| perplexity(summary.baseline, length).is_some());
     let longest = *lengths.last()?;
     let window = lengths.iter().copied().rfind(|&length| length as f64 <= trained);
     let (from, to) = (window.unwrap_or(longest), longest);
@@ -345,10 +351,6 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
             length_label(trained)
         ));
     }
-    let perplexity = |label: usize, context_length: i64| {
-        let measure = Measure::Perplexity { method: method.clone(), context_length };
-        summary.estimate(label, &measure).map(|e| e.mean.exp())
-    };
     let growth = |label: usize| Some((perplexity(label, from)?, perplexity(label, to)?));
     // A NaN holds nothing.
     let breaks = |(short, long): (f64, f64)| long.is_nan() || long / short > BREAKS;
