@@ -168,7 +168,7 @@ impl Store {
                     nll.exp(),
                     nll - 0.05,
                     nll + 0.05,
-                    json!(windows).to_string()
+                    json!(windows.iter().map(|&x| as_stored(x)).collect::<Vec<_>>()).to_string()
                 ],
             );
         }
@@ -202,6 +202,15 @@ impl Store {
 
     fn page(&self) -> String {
         self.render().remove("report.md").unwrap()
+    }
+}
+
+/// A number in a list, as the store writes it.
+fn as_stored(x: f64) -> Value {
+    match x {
+        x if x.is_nan() => "NaN".into(),
+        f64::INFINITY => "Infinity".into(),
+        x => x.into(),
     }
 }
 
@@ -734,11 +743,43 @@ fn same_cell(a: &str, b: &str) -> bool {
     }
 }
 
+/// As [`rope_sweep`] and [`many_sweep`], where some seeds have numbers that are none.
+fn sweeps_with_lost_numbers() -> Vec<Store> {
+    let ropes = rope_sweep(3);
+    let seeds = "FROM points WHERE label = 'rope=linear' AND seed = 1";
+    ropes
+        .db
+        .execute_batch(&format!(
+            "UPDATE perplexity SET nll = NULL WHERE context_length > 512 AND run IN (SELECT r.id FROM runs r WHERE run_id IN (SELECT run_id {seeds}));
+             UPDATE perplexity SET nll = 9e999 WHERE context_length = 128 AND run IN (SELECT r.id FROM runs r WHERE run_id IN (SELECT run_id {seeds}));
+             UPDATE position_nll SET nll = NULL WHERE start > 200 AND run IN (SELECT r.id FROM runs r WHERE run_id IN (SELECT run_id {seeds}));"
+        ))
+        .unwrap();
+    // One seed of one label has no number at the length that decides, and one of another only a loss.
+    let many = many_sweep();
+    many.db
+        .execute_batch(
+            "UPDATE perplexity SET nll = NULL WHERE run = 1 AND context_length = 16384;
+             DELETE FROM perplexity WHERE run = 4 AND context_length = 16384;",
+        )
+        .unwrap();
+    let losses = many_sweep();
+    losses
+        .db
+        .execute_batch(
+            "DELETE FROM perplexity;
+             UPDATE metrics SET value = NULL WHERE run = 1 AND step = 55 AND key = (SELECT id FROM metric_keys WHERE key = 'loss');
+             DELETE FROM metrics WHERE run = 4;",
+        )
+        .unwrap();
+    vec![ropes, many, losses]
+}
+
 /// The query that each figure shows gives the rows of its CSV, in their order.
 #[test]
 fn the_query_of_every_figure_gives_its_numbers() {
     let mut queries = 0;
-    let stores = [
+    let stores = vec![
         rope_sweep(2),
         rope_sweep(1),
         learning_rate_sweep(),
@@ -747,7 +788,7 @@ fn the_query_of_every_figure_gives_its_numbers() {
         many_sweep(),
         ladder_sweep(),
     ];
-    for store in stores {
+    for store in stores.into_iter().chain(sweeps_with_lost_numbers()) {
         let files = store.render();
         let open = OpenStore::open(store.path()).unwrap();
         for fold in files["report.md"]
@@ -1139,4 +1180,289 @@ fn the_published_reports_come_from_the_published_store() {
     for (name, bytes) in &written {
         assert!(kept[name] == *bytes, "reports/{name} is not what the store gives");
     }
+}
+
+/// A sweep `s` over `x`: a label and its losses by seed; a seed without one has failed.
+fn losses_sweep(labels: &[(&str, &[Option<f64>])]) -> Store {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for (name, losses) in labels {
+        for (seed, loss) in (0..).zip(*losses) {
+            let mut made = Made::finished(json!({}));
+            match loss {
+                Some(loss) => made.losses = vec![*loss; 3],
+                None => made.status = "failed",
+            }
+            store.point(&format!("x={name}"), seed, json!({ "x": name }), Some(made));
+        }
+    }
+    store
+}
+
+/// The lowest mean may be of other seeds than the baseline's, on whose own it is higher.
+#[test]
+fn a_paired_difference_that_points_the_other_way_is_said() {
+    let answer = |labels: &[(&str, &[Option<f64>])]| {
+        let page = losses_sweep(labels).page();
+        let answer = page.split_once("## Answer\n\n").unwrap().1;
+        answer.split_once("\n\n").unwrap().0.to_string()
+    };
+    let (all, one) = ([Some(4.0), Some(1.0)], [Some(3.0), None]);
+    let found = answer(&[("a", &one), ("b", &all)]);
+    let expected = ", but where both have a number it is 1 higher (one seed: no interval) than the baseline **a**; the means are not over \
+                    the same seeds.";
+    assert!(found.starts_with("**b** has the lowest") && found.contains(expected), "{found}");
+    // The same where the best is the baseline, or another one is lower.
+    let found = answer(&[("b", &all), ("a", &one)]);
+    assert!(
+        found.contains("the baseline itself, but where both have a number it is 1 higher"),
+        "{found}"
+    );
+    let far = [Some(9.0), Some(9.5)];
+    let found = answer(&[("far", &far), ("b", &all), ("a", &one)]);
+    assert!(found.contains("Lower than it where both have a number: **a**."), "{found}");
+}
+
+#[test]
+fn the_same_numbers_are_no_difference() {
+    let two = [Some(2.0), Some(2.5)];
+    let page = losses_sweep(&[("a", &two), ("b", &two)]).page();
+    let expected =
+        "**a** and **b** have the same numbers, and the lowest final training loss: **2.2";
+    assert!(page.contains(expected), "{page}");
+    assert!(page.contains(", the baseline itself, neither lower nor higher than **b**."), "{page}");
+}
+
+#[test]
+fn why_a_baseline_is_not_compared_is_said() {
+    let nan = Some(f64::NAN);
+    for (baseline, expected) in [
+        (
+            [nan, Some(1.0)],
+            "; the baseline **a** is not a number there, and can't be compared with it.",
+        ),
+        ([None, None], "; the baseline **a** has no finished run to compare it with."),
+        (
+            [None, Some(1.0)],
+            "; the baseline **a** has finished with no seed that it has too, so the two can't be compared.",
+        ),
+    ] {
+        let other = [Some(0.5), None];
+        let page = losses_sweep(&[("a", &baseline), ("b", &other)]).page();
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+}
+
+/// What is no number past the window does not hold there.
+#[test]
+fn a_baseline_that_is_lost_past_its_window_breaks() {
+    let store = rope_sweep(2);
+    let plain = "run IN (SELECT id FROM runs WHERE run_id IN (SELECT run_id FROM points WHERE label = 'rope=plain'))";
+    let lose = |from: i64| {
+        let sql =
+            format!("UPDATE perplexity SET nll = NULL WHERE context_length > {from} AND {plain}");
+        store.db.execute_batch(&sql).unwrap();
+        store.page()
+    };
+    store
+        .db
+        .execute_batch(&format!("DELETE FROM perplexity WHERE context_length = 1024 AND {plain}"))
+        .unwrap();
+    let page = store.page();
+    assert!(page.contains(" (from 256 tokens, the training length, to 768)."), "{page}");
+    let page = lose(256);
+    assert!(page.contains("Past its window the baseline **plain** breaks: 1"), "{page}");
+    assert!(page.contains(" → NaN (from 256 tokens, the training length, to 768)."), "{page}");
+    let page = lose(0);
+    assert!(page.contains("**plain** is not a number within its window already"), "{page}");
+}
+
+/// The store writes a window without a number as a word; an older one wrote null.
+#[test]
+fn a_window_that_is_no_number_is_read() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for (name, window) in [("a", 2.0), ("b", f64::NAN), ("c", f64::INFINITY)] {
+        let mut made = Made::finished(json!({}));
+        made.perplexity = vec![("prefix", 512, vec![2.5, window])];
+        store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+    }
+    let page = store.page();
+    assert!(page.contains("**a** has the lowest perplexity at 512 tokens (prefix)"), "{page}");
+    assert!(page.contains("| b | NaN |") && page.contains("left out: **b** and **c**."), "{page}");
+    store
+        .db
+        .execute_batch("UPDATE perplexity SET window_nll = '[2.5,null]' WHERE run = 2")
+        .unwrap();
+    assert_eq!(store.page(), page);
+}
+
+/// A label that finished and lacks the longest length did finish, and does not decide by what length the others are judged.
+#[test]
+fn a_length_that_few_have_does_not_decide() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    let rates = [1e-5, 1e-4, 1e-3];
+    for (rate, lengths) in rates.iter().zip([&[512, 1024, 2048][..], &[512, 1024], &[512]]) {
+        let mut made = Made::finished(json!({"train.learning_rate": rate}));
+        made.perplexity = lengths.iter().map(|&l| ("prefix", l, vec![2.0, 2.1])).collect();
+        let settings = json!({ "train.learning_rate": rate });
+        store.point(&format!("train.learning_rate={rate:e}"), 0, settings, Some(made));
+    }
+    let files = store.render();
+    let page = &files["report.md"];
+    assert!(page.contains("lowest perplexity at 1K tokens"), "{page}");
+    assert!(
+        page.contains(
+            "2048, was evaluated for 1 of the 3 labels with a perplexity: labels are judged by 1024"
+        ),
+        "{page}"
+    );
+    assert!(!files["by_learning_rate.svg"].contains("did not finish"), "{page}");
+    assert!(
+        page.contains(" Not drawn: 1 finished run, without a perplexity at 1K tokens."),
+        "{page}"
+    );
+}
+
+/// Two labels that are called by one value are told apart by the writer, not by their place.
+#[test]
+fn a_baseline_that_may_be_several_is_not_guessed() {
+    let spec = json!({"name": "s", "report": {"baseline": 0.1}});
+    let mut store = Store::new("s", None, spec);
+    for (a, b) in [(0.2, 0.1), (0.1, 0.3)] {
+        let mut made = Made::finished(json!({}));
+        made.losses = falling(2.0, 1);
+        store.point(&format!("a={a} b={b}"), 0, json!({"a": a, "b": b}), Some(made));
+    }
+    let page = store.page();
+    let expected = "`report.baseline` names `0.1`, which may be `a=0.2 b=0.1` or `a=0.1 b=0.3`; the first point stands in.";
+    assert!(page.contains(expected), "{page}");
+}
+
+/// Where no larger value failed there is no bracket: the ceiling is at least what was found.
+#[test]
+fn a_search_that_nothing_stopped_says_where_it_ended() {
+    let store = ceiling_sweep();
+    store.db.execute_batch("UPDATE runs SET status = 'finished', asked_bytes = NULL").unwrap();
+    let page = store.page();
+    let expected = "**65,536**; no larger value failed. The ceiling is at least 65,536, the search's own upper end.";
+    assert!(page.contains(expected), "{page}");
+    assert!(!page.contains("bracket"), "{page}");
+}
+
+/// The index gives the whole first sentence, and its links survive any name.
+#[test]
+fn an_index_of_names_with_stops_and_signs() {
+    let mut store = Store::new("50% #1", None, json!({"name": "50% #1"}));
+    for (name, loss) in [("v1. big", 2.0), ("small", 2.5)] {
+        let mut made = Made::finished(json!({}));
+        made.losses = vec![loss; 3];
+        store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+    }
+    let out = tempfile::tempdir().unwrap();
+    let index = std::fs::read_to_string(write_reports(store.path(), out.path()).unwrap()).unwrap();
+    assert!(index.contains("[50% #1](50%25%20%231/report.md)"), "{index}");
+    assert!(index.contains("| **v1. big** has the lowest final training loss: **2** (one seed, so there is no interval over seeds), the baseline itself, 0.5 lower"), "{index}");
+}
+
+/// Lengths that four digits can't tell apart have columns of their own.
+#[test]
+fn long_lengths_have_heads_of_their_own() {
+    let mut store = Store::new("s", None, json!({"name": "s"}));
+    for name in ["a", "b"] {
+        let mut made = Made::finished(json!({}));
+        made.perplexity = [12_350_001, 12_350_003].map(|l| ("prefix", l, vec![2.0])).to_vec();
+        store.point(&format!("x={name}"), 0, json!({ "x": name }), Some(made));
+    }
+    let page = store.page();
+    assert!(page.contains("| x | 12350001 | 12350003 |"), "{page}");
+    let results = page.split("## Results").nth(1).unwrap().split("<details>").next().unwrap();
+    assert_eq!(results.matches("\n| a |").count(), 1, "{results}");
+}
+
+/// What a recipe of a synthetic store answers.
+fn recipe(store: &OpenStore, name: &str, set: &[&str]) -> fathom::cli::table::Table {
+    let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+    fathom::cli::sql::recipes::find(name).unwrap().answer(store, &set).unwrap()
+}
+
+/// A run that two sweeps have is one run where no sweep is named.
+#[test]
+fn recipes_count_a_run_of_two_sweeps_once() {
+    let store = rope_sweep(2);
+    store
+        .db
+        .execute_batch(
+            "INSERT INTO sweeps (name, file, spec, planned_at) VALUES ('again', 'a.yaml', '{}', 0);
+             INSERT INTO points SELECT 2, position, 'of again ' || label, seed, settings, run_id FROM points;
+             UPDATE runs SET started_at = 1.0;
+             INSERT INTO metric_keys (key) VALUES ('tokens');
+             INSERT INTO metrics SELECT run, (SELECT id FROM metric_keys WHERE key = 'tokens'), step, step * 2048 FROM metrics
+             WHERE key = (SELECT id FROM metric_keys WHERE key = 'loss');",
+        )
+        .unwrap();
+    let open = OpenStore::open(store.path()).unwrap();
+    let key = "key=train.sequence_length";
+    for (name, set, rows) in [
+        ("best_runs", &["limit=99"][..], 14),
+        ("leaderboard", &["limit=99"], 14),
+        ("slowest_runs", &["limit=99"], 14),
+        ("recent_runs", &["limit=99"], 14),
+        ("tokens_to_loss", &["loss=4.0"], 14),
+        ("eval_curve", &[], 14),
+        ("generalization_gap", &[], 14),
+        ("runs_with_setting", &[key], 14),
+        ("effect_of_setting", &[key], 1),
+        // In one of them it has that one's label.
+        ("best_runs", &["limit=99", "sweep=rope_variants"], 14),
+    ] {
+        let table = recipe(&open, name, set);
+        assert_eq!(table.rows.len(), rows, "{name} {set:?}");
+        let csv = table.render(Format::Csv);
+        let is_one = set.contains(&"sweep=rope_variants");
+        assert!(!csv.contains("of again") || !is_one, "{csv}");
+        if name == "effect_of_setting" {
+            assert!(csv.contains("\n256,14,"), "{csv}");
+        }
+    }
+}
+
+/// A mean has the numbers of all seeds that it counts, and only of runs that finished.
+#[test]
+fn recipes_take_means_of_what_they_count() {
+    let store = rope_sweep(3);
+    let of = |label: &str, seed: i64| {
+        format!("(SELECT run_id FROM points WHERE label = 'rope={label}' AND seed = {seed})")
+    };
+    store
+        .db
+        .execute_batch(&format!(
+            "UPDATE perplexity SET nll = NULL, perplexity = NULL WHERE run = (SELECT id FROM runs WHERE run_id = {});
+             UPDATE runs SET last_loss = NULL WHERE run_id = {};
+             UPDATE runs SET status = 'failed' WHERE run_id = {};",
+            of("linear", 1),
+            of("linear", 1),
+            of("yarn2", 0)
+        ))
+        .unwrap();
+    let open = OpenStore::open(store.path()).unwrap();
+    let csv = |name: &str| recipe(&open, name, &[]).render(Format::Csv);
+    let line = |csv: &str, start: &str| {
+        csv.lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{csv}"))
+            .to_string()
+    };
+    let comparison = csv("comparison");
+    assert!(
+        line(&comparison, "rope=linear,512").starts_with("rope=linear,512,3,,,"),
+        "{comparison}"
+    );
+    assert!(!line(&comparison, "rope=plain,512").contains(",,"), "{comparison}");
+    let against = csv("perplexity_against_baseline");
+    assert_eq!(line(&against, "rope=linear,512"), "rope=linear,512,3,,");
+    assert!(line(&against, "rope=yarn2,512").starts_with("rope=yarn2,512,2,"), "{against}");
+    let spread = csv("seed_spread");
+    assert!(
+        line(&spread, "rope_variants,rope=linear").starts_with("rope_variants,rope=linear,3,,,"),
+        "{spread}"
+    );
 }

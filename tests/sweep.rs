@@ -209,6 +209,10 @@ fn mistakes_are_named_with_their_place() {
             "axes: { rope: { plain: {}, wide: { train.max_grad_norm: 2 } } }\nreport: { baseline: plan }",
             "s.yaml:3: report.baseline: expected a point's label, found `plan`\n  help: did you mean `plain`?",
         ),
+        (
+            "axes: { train.learning_rate: [0.2, 0.1], train.max_grad_norm: [0.1, 0.3] }\nreport: { baseline: 0.1 }",
+            "s.yaml:3: report.baseline: expected the name of one point, found `0.1`, which is a value of several axes\n  help: name the point itself: `learning_rate=0.1 max_grad_norm=0.1` or `",
+        ),
         ("report: { method: best }", "s.yaml:2: report.method: expected `prefix` or `last_stride`"),
         ("search: { grid: {} }", "s.yaml:2: search: expected a known key, found `grid`"),
         (

@@ -316,6 +316,14 @@ fn recipes_answer_about_what_went_wrong() {
     assert!(results.said(&["sql", "--recipes"]).contains("best_runs"));
     results.said(&["sql", "--recipe", "failures", "--format", "parquet", "--output", "f.parquet"]);
     assert!(std::fs::read(results.file("f.parquet")).unwrap().starts_with(b"PAR1"));
+    // What is written over the store itself is lost.
+    let before = std::fs::read(results.file("fathom.db")).unwrap();
+    for own in ["fathom.db", "./runs/../fathom.db", "fathom.db-wal"] {
+        let message = results.refused(&["sql", "SELECT 1", "-o", own]);
+        let expected = format!("--output: expected the name of a file of your own, found {own}");
+        assert!(message.contains(&expected), "{message}");
+    }
+    assert!(std::fs::read(results.file("fathom.db")).unwrap() == before);
     let message = results.refused(&["sql", "SELECT 1", "--format", "parquet"]);
     assert!(message.contains("--output <FILE>"), "{message}");
 }

@@ -4,7 +4,7 @@ use super::folder::check_folder;
 use super::runs::chosen;
 use super::sql::{self, SqlFormat};
 use crate::export::curves::Curves;
-use crate::export::{folder_name, mlflow, tensorboard};
+use crate::export::{folder_name, mlflow, safe, tensorboard};
 use crate::run::{read_store, write_whole};
 use crate::store::{Run, Store};
 use anyhow::{Context, Result, ensure};
@@ -102,7 +102,7 @@ pub fn write_events(
     part: u32,
 ) -> Result<PathBuf> {
     let inner = match &curves.point {
-        Some((sweep, ..)) => folder.join(sweep).join(folder_name(curves)),
+        Some((sweep, ..)) => folder.join(safe(sweep)).join(folder_name(curves)),
         None => folder.join(folder_name(curves)),
     };
     std::fs::create_dir_all(&inner)

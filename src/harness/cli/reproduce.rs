@@ -11,7 +11,7 @@ use crate::sweep::Identities;
 use crate::sweep::code::{Code, NOT_CAPTURED};
 use crate::sweep::drive::{Driver, Identified, identify};
 use crate::sweep::plan::Point;
-use crate::sweep::reproduce::{Nearness, compare, nearness};
+use crate::sweep::reproduce::{Nearness, compare, nearness, verdict};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use fathom_spec::config::RunConfig;
@@ -98,20 +98,16 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
             0 => line.what.clone(),
             n => format!("{} ({n} of one run alone)", line.what),
         };
-        table.rows.push(vec![what.into(), numbers, equal, Cell::Real(line.largest), at]);
+        let largest = if line.numbers > 0 { Cell::Real(line.largest) } else { Cell::Null };
+        table.rows.push(vec![what.into(), numbers, equal, largest, at]);
     }
     text += &table.render(Format::Table);
-    let found = nearness(&before, &after, &compared, args.tolerance);
-    let (verdict, code) = match found {
-        Nearness::EqualBits => ("every number has the same bits".to_string(), exit::OK),
-        Nearness::WithinTolerance => {
-            (format!("the same within {} nats a token", args.tolerance), exit::WITHIN_TOLERANCE)
-        }
-        Nearness::Different => {
-            (format!("different by more than {}", args.tolerance), exit::DIFFERENT)
-        }
+    let code = match nearness(&before, &after, &compared, args.tolerance) {
+        Nearness::EqualBits => exit::OK,
+        Nearness::WithinTolerance => exit::WITHIN_TOLERANCE,
+        Nearness::Different => exit::DIFFERENT,
     };
-    text += &format!("{verdict}\n");
+    text += &format!("{}\n", verdict(before.status, after.status, &compared, args.tolerance));
     text += &not_captured(&store, &before)?;
     print(&text)?;
     Ok(code)

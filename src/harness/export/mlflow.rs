@@ -64,18 +64,20 @@ fn write_run(experiment: &Path, experiment_id: &str, curves: &Curves) -> Result<
         "user_id": "fathom",
     });
     put(&folder.join("meta.yaml"), &serde_yaml::to_string(&meta)?)?;
-    for (key, values) in &curves.scalars {
+    let named = file_names(curves.scalars.keys().map(String::as_str));
+    for (name, values) in named.iter().zip(curves.scalars.values()) {
         let line = |&(step, value): &(u64, f64)| {
             format!("{} {value} {step}\n", milliseconds(curves.time_of(step)))
         };
-        put(&folder.join("metrics").join(key), &values.iter().map(line).collect::<String>())?;
+        put(&folder.join("metrics").join(name), &values.iter().map(line).collect::<String>())?;
     }
-    for (key, value) in &curves.params {
+    let named = file_names(curves.params.keys().map(String::as_str));
+    for (name, value) in named.iter().zip(curves.params.values()) {
         let text = match value {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        put(&folder.join("params").join(key), &text)?;
+        put(&folder.join("params").join(name), &text)?;
     }
     let mut tags = vec![
         ("mlflow.runName".to_string(), curves.name()),
@@ -87,13 +89,49 @@ fn write_run(experiment: &Path, experiment_id: &str, curves: &Curves) -> Result<
         tags.push(("fathom.label".into(), label.clone()));
         tags.push(("fathom.seed".into(), seed.to_string()));
     }
-    tags.extend(curves.labels.tags.iter().map(|tag| (format!("fathom.tag.{tag}"), "true".into())));
+    // Its own text where the name has lost some of it.
+    let of_tag = |tag: &String| {
+        let key = format!("fathom.tag.{tag}");
+        let is_kept = file_names(std::iter::once(key.as_str()))[0] == key;
+        (key, if is_kept { "true".into() } else { tag.clone() })
+    };
+    tags.extend(curves.labels.tags.iter().map(of_tag));
     tags.extend(curves.labels.note.iter().map(|n| ("mlflow.note.content".into(), n.clone())));
-    for (key, value) in tags {
-        put(&folder.join("tags").join(key.replace('/', "_")), &value)?;
+    let named = file_names(tags.iter().map(|(key, _)| key.as_str()));
+    for (name, (_, value)) in named.iter().zip(&tags) {
+        put(&folder.join("tags").join(name), value)?;
     }
     Ok(())
 }
+
+/// Names that MLflow takes for keys, which are names of files too: an underscore stands for what it refuses and for what would be
+/// a folder. Keys that become one name by that, or are too long, have the beginning of their hash at its end.
+fn file_names<'k>(keys: impl Iterator<Item = &'k str>) -> Vec<String> {
+    let keys: Vec<&str> = keys.collect();
+    let safe = |key: &str| -> String {
+        // `mlflow/utils/validation.py`; of letters those beyond ASCII are not the same everywhere.
+        let kept = |c: char| c.is_ascii_alphanumeric() || "_-. :".contains(c);
+        let name: String = key.chars().map(|c| if kept(c) { c } else { '_' }).collect();
+        // A name of dots is a folder's.
+        if name.chars().all(|c| c == '.') { format!("_{name}") } else { name }
+    };
+    let names: Vec<String> = keys.iter().map(|key| safe(key)).collect();
+    let is_shared = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    keys.iter()
+        .zip(&names)
+        .map(|(key, name)| match name == key || !is_shared(name) {
+            true if name.len() <= LONGEST_KEY => name.clone(),
+            _ => {
+                let hash = blake3::hash(key.as_bytes()).to_hex();
+                let kept: String = name.chars().take(LONGEST_KEY - 13).collect();
+                format!("{kept}_{}", &hash[..12])
+            }
+        })
+        .collect()
+}
+
+/// `MAX_ENTITY_KEY_LENGTH` of MLflow.
+const LONGEST_KEY: usize = 250;
 
 /// 18 digits, as MLflow draws them; the same for the same name.
 fn experiment_id(name: &str) -> String {
@@ -137,6 +175,42 @@ fn put(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+
+    /// MLflow refuses a whole experiment for one key that it does not take, and a key is no way out of the folder.
+    #[test]
+    fn keys_are_names_that_mlflow_takes() {
+        let long = "k".repeat(300);
+        let keys =
+            ["eval_loss.a:b c", "+lr=1e-3", "?lr=1e-3", "../../x", "..", "a/b", "a_b", &long];
+        let names = file_names(keys.into_iter());
+        let hash = |key: &str| blake3::hash(key.as_bytes()).to_hex()[..12].to_string();
+        let expected = [
+            "eval_loss.a:b c".to_string(),
+            format!("_lr_1e-3_{}", hash("+lr=1e-3")),
+            format!("_lr_1e-3_{}", hash("?lr=1e-3")),
+            ".._.._x".into(),
+            "_..".into(),
+            format!("a_b_{}", hash("a/b")),
+            "a_b".into(),
+            format!("{}_{}", &long[..237], hash(&long)),
+        ];
+        assert_eq!(names, expected);
+        let dir = tempfile::tempdir().unwrap();
+        let mut curves = Curves {
+            run_hash: "0123456789abcdef".repeat(4),
+            scalars: BTreeMap::from([("../../../../out".into(), vec![(1, 2.0)])]),
+            ..Curves::default()
+        };
+        curves.labels.tags.insert("+lr=1e-3".into());
+        write(&dir.path().join("mlruns"), &[curves]).unwrap();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["mlruns"]);
+        let run = dir.path().join("mlruns").join(experiment_id("fathom"));
+        let run = run.join("0123456789abcdef0123456789abcdef");
+        assert_eq!(fs::read_to_string(run.join("tags/fathom.tag._lr_1e-3")).unwrap(), "+lr=1e-3");
+        assert!(run.join("metrics/.._.._.._.._out").exists());
+    }
 
     #[test]
     fn a_run_is_a_folder_of_small_files() {

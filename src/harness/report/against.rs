@@ -6,8 +6,8 @@ use super::answer::measure_name;
 use super::difference::NEGLIGIBLE;
 use super::page::{as_sure_as, bold, capital, text};
 use super::significance::{
-    LEVEL, MANY_PAIRS, POWER, RANDOM_FLIPS, SignFlips, fewest_pairs, holm, pairs_needed,
-    sign_flips, t_test,
+    EXACT_PAIRS, LEVEL, MANY_PAIRS, POWER, RANDOM_FLIPS, SignFlips, fewest_pairs, holm,
+    pairs_needed, sign_flips, t_test,
 };
 use super::statistics::{Interval, bootstrap_interval, mean, t_interval};
 use super::summary::{Measure, Summary};
@@ -157,7 +157,7 @@ impl Comparisons {
              windows (a percentile bootstrap of the mean over seeds of each window) what other passages of {} would give with these seeds; windows that lie side by side in a document \
              are not independent, so it is narrower than it should be. \
              The **t test** is paired, n - 1 degrees of freedom. **Sign flips** is the permutation test that gives each difference \
-             either sign: {}{RANDOM_FLIPS} random ways from a fixed seed where there are more than 12 differences. **Holm** corrects it for the {} \
+             either sign: {}{RANDOM_FLIPS} random ways from a fixed seed where there are more than {EXACT_PAIRS} differences. **Holm** corrects it for the {} \
              of the table, seeds and windows each as a family of their own.",
             match documents(summary) {
                 Some(1) => "this one document".to_string(),

@@ -4,21 +4,22 @@ use super::difference::Difference;
 use super::input::Point;
 use super::memory::{Costs, percent};
 use super::page::{
-    as_sure_as, bold, bytes, capital, in_code, method_name, name_of_loss, text, without_paths,
+    as_sure_as, bold, bytes, capital, method_name, name_of_loss, text, without_paths,
 };
 use super::plot::axis::length_label;
 use super::rungs::is_stopped_at_rung;
+use super::searched;
 use super::sensitivity;
 use super::statistics::Interval;
-use super::summary::{Ceiling, Measure, Summary, plain};
+use super::summary::{Measure, Summary};
 use fathom_spec::units::{Bytes, format_number};
 
 /// The paragraphs of the answer, the first sentence first.
 pub fn answer(summary: &Summary) -> Vec<String> {
     let mut paragraphs = match &summary.measure {
-        Measure::Ceiling { parameter } => ceilings(summary, parameter),
-        Measure::PeakMemory => vec![least_memory(summary)],
-        measure => vec![best_label(summary, measure)],
+        Measure::Ceiling { parameter } => searched::answer(summary, parameter),
+        Measure::PeakMemory => vec![least_memory(summary).join(" ")],
+        measure => vec![best_label(summary, measure).join(" ")],
     };
     paragraphs.extend(rope_phenomenon(summary));
     paragraphs.extend(sensitivity::headline(summary));
@@ -29,34 +30,13 @@ pub fn answer(summary: &Summary) -> Vec<String> {
 /// The answer in one line: its first sentence, or what each search found.
 pub fn headline(summary: &Summary) -> String {
     if let Measure::Ceiling { parameter } = &summary.measure {
-        let (_, ceilings) = summary.ceilings(parameter);
-        let found = ceilings.iter().map(|ceiling| {
-            let largest = ceiling.largest.map_or("none finished".into(), whole);
-            let above = match &ceiling.smallest_not {
-                Some((value, _)) => format!(" (not {})", whole(*value)),
-                None => String::new(),
-            };
-            let name = match ceiling.name.as_str() {
-                "" => String::new(),
-                name => format!("{}: ", text(name)),
-            };
-            let doubt = match ceiling.probes > 0 && !ceiling.is_confirmed {
-                true => ", not yet confirmed by a whole step",
-                false => "",
-            };
-            format!("{name}**{largest}**{above}{doubt}")
-        });
-        let found = found.collect::<Vec<_>>().join("; ");
-        return match found.as_str() {
-            "" => "no run yet".to_string(),
-            found => format!("largest {} that finished: {found}", in_code(parameter)),
-        };
+        return searched::headline(summary, parameter);
     }
-    let first = answer(summary).into_iter().next().unwrap_or_default();
-    match first.split_once(". ") {
-        Some((sentence, _)) => format!("{sentence}."),
-        None => first,
-    }
+    let sentences = match &summary.measure {
+        Measure::PeakMemory => least_memory(summary),
+        measure => best_label(summary, measure),
+    };
+    sentences.into_iter().next().unwrap_or_default()
 }
 
 /// What the measure is called in a sentence: `perplexity at 1K tokens (last stride)`.
@@ -73,76 +53,20 @@ pub fn measure_name(measure: &Measure) -> String {
     }
 }
 
-fn best_label(summary: &Summary, measure: &Measure) -> String {
+/// The sentences of the answer of a sweep that is judged by a loss or a perplexity.
+fn best_label(summary: &Summary, measure: &Measure) -> Vec<String> {
     let Some(best) = summary.best(measure) else {
-        return "**There is no answer yet:** no run has finished with a number to compare.".into();
-    };
-    let estimate = summary.estimate(best, measure).expect("the best has an estimate");
-    let is_perplexity = matches!(measure, Measure::Perplexity { .. });
-    let (value, interval) = match is_perplexity {
-        true => (estimate.mean.exp(), estimate.interval.map(|i| i.exp())),
-        false => (estimate.mean, estimate.interval),
-    };
-    let seeds = estimate.by_seed.len();
-    let half = interval.map_or(0.0, |i| i.half_width());
-    let sure = match interval {
-        Some(i) => format!(
-            "95 % interval {} to {}, {}",
-            as_sure_as(i.low, half),
-            as_sure_as(i.high, half),
-            count(seeds, "seed")
-        ),
-        None => "one seed, so there is no interval over seeds".to_string(),
+        return vec![NO_ANSWER.into()];
     };
     let name = |label: usize| bold(&summary.labels[label].name);
-    let mut sentence = format!(
-        "{} has the lowest {}: **{}** ({sure})",
-        name(best),
-        measure_name(measure),
-        as_sure_as(value, half)
-    );
     let compared: Vec<usize> = (0..summary.labels.len())
         .filter(|&label| label != best && summary.can_be_compared(label, best, measure))
         .collect();
-    if best == summary.baseline {
-        let next = compared.iter().copied().min_by(|&a, &b| {
-            let mean = |label| summary.estimate(label, measure).map_or(f64::NAN, |e| e.mean);
-            mean(a).total_cmp(&mean(b))
-        });
-        match next.and_then(|next| Some((next, summary.difference(best, next, measure)?))) {
-            Some((next, difference)) => sentence.push_str(&format!(
-                ", the baseline itself, {} than {}",
-                lower(&difference, is_perplexity),
-                name(next)
-            )),
-            None => {
-                sentence.push_str(", the baseline itself; nothing else can be compared with it")
-            }
-        }
-    } else {
-        match summary.difference(best, summary.baseline, measure) {
-            Some(difference) if difference.is_distinguishable() => sentence.push_str(&format!(
-                ", {} than the baseline {}",
-                lower(&difference, is_perplexity),
-                name(summary.baseline)
-            )),
-            Some(difference) if difference.interval.is_none() => sentence.push_str(&format!(
-                ", {} than the baseline {}",
-                lower(&difference, is_perplexity),
-                name(summary.baseline)
-            )),
-            Some(difference) => sentence.push_str(&format!(
-                ", but it can't be told from the baseline {}: {}",
-                name(summary.baseline),
-                lower(&difference, is_perplexity)
-            )),
-            None => sentence.push_str(&format!(
-                "; the baseline {} has no run to compare it with",
-                name(summary.baseline)
-            )),
-        }
-    }
-    sentence.push('.');
+    let mut sentences = vec![format!(
+        "{}{}.",
+        lowest(summary, best, measure),
+        against_the_baseline(summary, best, &compared, measure)
+    )];
 
     let alike = summary.alike(best, measure);
     let names: Vec<String> = alike.iter().map(|&label| name(label)).collect();
@@ -150,25 +74,37 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
     match (names.len(), compared.len() - unsure.len()) {
         (_, 0) => {}
         (0, _) if unsure.is_empty() => {
-            sentence.push_str(" All others that can be compared are distinguishable from it.")
+            sentences.push("All others that can be compared are distinguishable from it.".into())
         }
-        (0, _) => sentence
-            .push_str(" All others whose difference has an interval are distinguishable from it."),
-        (n, all) if n > NAMED => sentence.push_str(&format!(
-            " Not distinguishable from it: {n} of the {all} others, in bold below."
-        )),
-        (n, all) if n == all => sentence.push_str(&format!(
-            " None can be told from it: the differences of {} include zero or are next to nothing.",
+        (0, _) => sentences.push(
+            "All others whose difference has an interval are distinguishable from it.".into(),
+        ),
+        (n, all) if n > NAMED => sentences
+            .push(format!("Not distinguishable from it: {n} of the {all} others, in bold below.")),
+        (n, all) if n == all => sentences.push(format!(
+            "None can be told from it: the differences of {} include zero or are next to nothing.",
             list(&names)
         )),
-        _ => sentence.push_str(&format!(" Not distinguishable from it: {}.", list(&names))),
+        _ => sentences.push(format!("Not distinguishable from it: {}.", list(&names))),
+    }
+    let lower: Vec<String> = compared
+        .iter()
+        .filter(|&&label| label != summary.baseline && !alike.contains(&label))
+        .filter(|&&label| {
+            let difference = summary.difference(label, best, measure);
+            difference.is_some_and(|difference| difference.mean < -SAME)
+        })
+        .map(|&label| name(label))
+        .collect();
+    if !lower.is_empty() {
+        sentences.push(format!("Lower than it where both have a number: {}.", list(&lower)));
     }
     if !unsure.is_empty() {
         let all: Vec<String> = unsure.iter().map(|&label| name(label)).collect();
-        sentence.push_str(&match unsure.len() {
-            n if n == compared.len() => format!(" {}", capital(UNSURE)),
-            n if n > NAMED => format!(" Of {n} of the {} others: {UNSURE}", compared.len()),
-            _ => format!(" Of {}: {UNSURE}", list(&all)),
+        sentences.push(match unsure.len() {
+            n if n == compared.len() => capital(UNSURE),
+            n if n > NAMED => format!("Of {n} of the {} others: {UNSURE}", compared.len()),
+            _ => format!("Of {}: {UNSURE}", list(&all)),
         });
     }
     let lost: Vec<String> = (0..summary.labels.len())
@@ -176,15 +112,131 @@ fn best_label(summary: &Summary, measure: &Measure) -> String {
         .map(name)
         .collect();
     if !lost.is_empty() {
-        sentence.push_str(&format!(" Not a number, and left out: {}.", list(&lost)));
+        sentences.push(format!("Not a number, and left out: {}.", list(&lost)));
     }
-    sentence
+    sentences
 }
 
-/// Which label takes least memory, and what each adds to the baseline's.
-fn least_memory(summary: &Summary) -> String {
+/// Which label has the lowest mean, or which have it together, and what it is.
+fn lowest(summary: &Summary, best: usize, measure: &Measure) -> String {
+    let estimate = summary.estimate(best, measure).expect("the best has an estimate");
+    let (value, interval) = match measure {
+        Measure::Perplexity { .. } => (estimate.mean.exp(), estimate.interval.map(|i| i.exp())),
+        _ => (estimate.mean, estimate.interval),
+    };
+    let half = interval.map_or(0.0, |i| i.half_width());
+    let sure = match interval {
+        Some(i) => format!(
+            "95 % interval {} to {}, {}",
+            as_sure_as(i.low, half),
+            as_sure_as(i.high, half),
+            count(estimate.by_seed.len(), "seed")
+        ),
+        None => "one seed, so there is no interval over seeds".to_string(),
+    };
+    let is_same = |label: &usize| {
+        summary.estimate(*label, measure).is_some_and(|other| other.by_seed == estimate.by_seed)
+    };
+    let all: Vec<usize> = (0..summary.labels.len()).filter(is_same).collect();
+    let who = match all.as_slice() {
+        [_] => format!("{} has the lowest", bold(&summary.labels[best].name)),
+        all if all.len() > NAMED => {
+            format!("{} labels have the same numbers, and the lowest", all.len())
+        }
+        all => {
+            let names: Vec<String> =
+                all.iter().map(|&label| bold(&summary.labels[label].name)).collect();
+            format!("{} have the same numbers, and the lowest", list(&names))
+        }
+    };
+    format!("{who} {}: **{}** ({sure})", measure_name(measure), as_sure_as(value, half))
+}
+
+/// How far the best label is from the baseline, or, where it is the baseline itself, from the next of those that can be
+/// `compared` with it: what goes on after its number.
+fn against_the_baseline(
+    summary: &Summary,
+    best: usize,
+    compared: &[usize],
+    measure: &Measure,
+) -> String {
+    let is_perplexity = matches!(measure, Measure::Perplexity { .. });
+    let name = |label: usize| bold(&summary.labels[label].name);
+    let is_baseline = best == summary.baseline;
+    let mean = |label: usize| summary.estimate(label, measure).map_or(f64::NAN, |e| e.mean);
+    let other = match is_baseline {
+        true => compared.iter().copied().min_by(|&a, &b| mean(a).total_cmp(&mean(b))),
+        false => Some(summary.baseline),
+    };
+    let itself = if is_baseline { ", the baseline itself" } else { "" };
+    let Some(other) = other else {
+        return format!("{itself}; nothing else can be compared with it");
+    };
+    let whom = match is_baseline {
+        true => name(other),
+        false => format!("the baseline {}", name(other)),
+    };
+    let Some(difference) = summary.difference(best, other, measure) else {
+        return format!("; {whom} {}", why_not_compared(summary, best, other, measure));
+    };
+    let how_far = apart(&difference, is_perplexity);
+    if difference.mean > SAME {
+        let all = [best, other].map(|label| summary.estimate(label, measure));
+        let [of_best, of_other] = all.map(|e| e.map(|e| e.by_seed.into_keys().collect::<Vec<_>>()));
+        let seeds = match of_best == of_other {
+            true => "",
+            false => "; the means are not over the same seeds",
+        };
+        return format!(
+            "{itself}, but where both have a number it is {how_far} than {whom}{seeds}"
+        );
+    }
+    if difference.mean >= -SAME {
+        return format!("{itself}, {how_far} than {whom}");
+    }
+    match difference.is_distinguishable() || difference.interval.is_none() || is_baseline {
+        true => format!("{itself}, {how_far} than {whom}"),
+        false => format!(", but it can't be told from {whom}: {how_far}"),
+    }
+}
+
+/// Why there is no difference of two labels, as what is said of the second.
+fn why_not_compared(summary: &Summary, best: usize, other: usize, measure: &Measure) -> String {
+    let finished = summary.labels[other].finished().count();
+    match summary.estimate(other, measure) {
+        _ if finished == 0 => "has no finished run to compare it with".into(),
+        None => format!(
+            "has {}, but none with its {}",
+            count(finished, "finished run"),
+            measure_name(measure)
+        ),
+        Some(estimate) if !estimate.mean.is_finite() => {
+            "is not a number there, and can't be compared with it".into()
+        }
+        Some(estimate) => {
+            let shared = summary.labels[best]
+                .finished()
+                .any(|(seed, _)| estimate.by_seed.contains_key(&seed));
+            match shared {
+                true => "has no number on the same windows to compare it with".into(),
+                false => {
+                    "has finished with no seed that it has too, so the two can't be compared".into()
+                }
+            }
+        }
+    }
+}
+
+/// What stands where nothing can be said.
+const NO_ANSWER: &str = "**There is no answer yet:** no run has finished with a number to compare.";
+
+/// Nats within which two means differ by rounding alone.
+const SAME: f64 = 1e-12;
+
+/// The sentences on which label takes least memory, and what each adds to the baseline's.
+fn least_memory(summary: &Summary) -> Vec<String> {
     let Some(best) = summary.best(&Measure::PeakMemory) else {
-        return "**There is no answer yet:** no run has finished with a number to compare.".into();
+        return vec![NO_ANSWER.into()];
     };
     let name = |label: usize| bold(&summary.labels[label].name);
     let peak =
@@ -207,14 +259,16 @@ fn least_memory(summary: &Summary) -> String {
             Some(format!("{} {}{step}", name(label), percent(peak_change?)))
         })
         .collect();
+    let mut sentences = vec![sentence];
     if !changes.is_empty() {
-        sentence.push_str(&format!(" Against the baseline's peak: {}.", changes.join("; ")));
+        sentences.push(format!("Against the baseline's peak: {}.", changes.join("; ")));
     }
-    sentence
+    sentences
 }
 
-/// How much lower the first of a difference is: `3.1 % lower (95 % interval …)`, `lower by a factor of 6.3 (…)`.
-fn lower(difference: &Difference, is_perplexity: bool) -> String {
+/// How far the first of a difference is from the second: `3.1 % lower (95 % interval …)`, `lower by a factor of 6.3 (…)`,
+/// `1.2 % higher (…)`.
+fn apart(difference: &Difference, is_perplexity: bool) -> String {
     let over = match difference.over_windows {
         true => "over the windows of one seed, by bootstrap".to_string(),
         false => format!("paired over {}", count(difference.seeds, "seed")),
@@ -223,20 +277,42 @@ fn lower(difference: &Difference, is_perplexity: bool) -> String {
         Some(i) => format!("95 % interval {} to {}, {over}", shown(i.low), shown(i.high)),
         None => "one seed: no interval".to_string(),
     };
-    // The other way round: how far the second lies above the first.
-    let above = difference.interval.map(|i| Interval { mean: -i.mean, low: -i.high, high: -i.low });
-    if !is_perplexity {
-        let half = above.map_or(0.0, |i| i.half_width());
-        let shown = |x: f64| as_sure_as(x, half);
-        return format!("{} lower ({})", shown(-difference.mean), within(above, &shown));
+    let is_lower = difference.mean < 0.0;
+    let way = if is_lower { "lower" } else { "higher" };
+    // The lower one is told by how far the other lies above it.
+    let interval = difference.interval.map(|i| match is_lower {
+        true => Interval { mean: -i.mean, low: -i.high, high: -i.low },
+        false => i,
+    });
+    let mean = difference.mean.abs();
+    if mean <= SAME {
+        let interval = difference.interval.filter(|i| i.half_width() > SAME);
+        let half = interval.map_or(0.0, |i| i.half_width());
+        let nats = |x: f64| format!("{} nats", as_sure_as(x, half));
+        return match interval {
+            Some(_) => format!("neither lower nor higher ({})", within(interval, &nats)),
+            None => "neither lower nor higher".to_string(),
+        };
     }
-    let widest = above.map_or(difference.mean.abs(), |i| i.low.abs().max(i.high.abs()));
+    if !is_perplexity {
+        let half = interval.map_or(0.0, |i| i.half_width());
+        let shown = |x: f64| as_sure_as(x, half);
+        return format!("{} {way} ({})", shown(mean), within(interval, &shown));
+    }
+    let widest = interval.map_or(mean, |i| i.low.abs().max(i.high.abs()));
     if widest < 0.7 {
-        let percent = |x: f64| format!("{} %", rounded((1.0 - (-x).exp()) * 100.0));
-        return format!("{} lower ({})", percent(-difference.mean), within(above, &percent));
+        let percent = |x: f64| {
+            let ratio = if is_lower { 1.0 - (-x).exp() } else { x.exp_m1() };
+            format!("{} %", rounded(ratio * 100.0))
+        };
+        let size = match percent(mean).as_str() {
+            "0 %" => "less than 0.005 %".to_string(),
+            size => size.to_string(),
+        };
+        return format!("{size} {way} ({})", within(interval, &percent));
     }
     let factor = |x: f64| rounded(x.exp());
-    format!("lower by a factor of {} ({})", factor(-difference.mean), within(above, &factor))
+    format!("{way} by a factor of {} ({})", factor(mean), within(interval, &factor))
 }
 
 /// Two significant digits are enough for a ratio; whole numbers from 100 on.
@@ -259,7 +335,13 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
         summary.differing_params().iter().any(|(key, _)| key.starts_with("model.rope_parameters"));
     let method = summary.methods.first().filter(|_| swept)?;
     let trained = summary.training_length()?;
-    let lengths = summary.context_lengths(method);
+    let perplexity = |label: usize, context_length: i64| {
+        let measure = Measure::Perplexity { method: method.clone(), context_length };
+        summary.estimate(label, &measure).map(|e| e.mean.exp())
+    };
+    // What the baseline was not evaluated at can't show what becomes of it.
+    let mut lengths = summary.context_lengths(method);
+    lengths.retain(|&length| perplexity(summary.baseline, length).is_some());
     let longest = *lengths.last()?;
     let window = lengths.iter().copied().rfind(|&length| length as f64 <= trained);
     let (from, to) = (window.unwrap_or(longest), longest);
@@ -269,27 +351,30 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
             length_label(trained)
         ));
     }
-    let perplexity = |label: usize, context_length: i64| {
-        let measure = Measure::Perplexity { method: method.clone(), context_length };
-        summary.estimate(label, &measure).map(|e| e.mean.exp())
-    };
     let growth = |label: usize| Some((perplexity(label, from)?, perplexity(label, to)?));
-    let shown = |label: usize, (short, long): (f64, f64)| {
-        let name = bold(&summary.labels[label].name);
-        let ratio = long / short;
-        (format!("{name} ({}×)", rounded(ratio)), ratio)
+    // A NaN holds nothing.
+    let breaks = |(short, long): (f64, f64)| long.is_nan() || long / short > BREAKS;
+    let times = |(short, long): (f64, f64)| match long.is_nan() {
+        true => "not a number".to_string(),
+        false => format!("{}×", rounded(long / short)),
     };
-    let (short, long) = growth(summary.baseline)?;
+    let baseline = growth(summary.baseline)?;
     let plain_name = bold(&summary.labels[summary.baseline].name);
-    let ratio = long / short;
-    let from_to =
-        format!("{} → {}, {}×", format_number(short), format_number(long), rounded(ratio));
-    let (mut broken, mut held) = (Vec::new(), Vec::new());
+    let (short, long) = baseline;
+    let from_to = format!("{} → {}", format_number(short), format_number(long));
+    let from_to = match long.is_nan() {
+        true => from_to,
+        false => format!("{from_to}, {}", times(baseline)),
+    };
+    let (mut broken, mut held, mut none) = (Vec::new(), Vec::new(), Vec::new());
     for label in (0..summary.labels.len()).filter(|&label| label != summary.baseline) {
         let Some(pair) = growth(label) else { continue };
-        let (text, ratio) = shown(label, pair);
-        // A NaN holds nothing.
-        if ratio <= BREAKS { held.push(text) } else { broken.push(text) }
+        let name = bold(&summary.labels[label].name);
+        match pair.0.is_nan() {
+            true => none.push(name),
+            false if breaks(pair) => broken.push(format!("{name} ({})", times(pair))),
+            false => held.push(format!("{name} ({})", times(pair))),
+        }
     }
     let span = format!(
         "from {} tokens, {}, to {}",
@@ -297,7 +382,11 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
         if from as f64 == trained { "the training length" } else { "within the training length" },
         length_label(to as f64)
     );
-    let mut sentence = if ratio > BREAKS {
+    let mut sentence = if short.is_nan() {
+        format!(
+            "The baseline {plain_name} is not a number within its window already, so it can't show whether it breaks past it ({span})."
+        )
+    } else if breaks(baseline) {
         format!("Past its window the baseline {plain_name} breaks: {from_to} ({span}).")
     } else {
         format!(
@@ -308,108 +397,13 @@ fn rope_phenomenon(summary: &Summary) -> Option<String> {
         sentence.push_str(&format!(" It holds with {}.", list(&held)));
     }
     if !broken.is_empty() {
-        let too = if ratio > BREAKS { "too " } else { "" };
+        let too = if !short.is_nan() && breaks(baseline) { "too " } else { "" };
         sentence.push_str(&format!(" It breaks {too}with {}.", list(&broken)));
     }
+    if !none.is_empty() {
+        sentence.push_str(&format!(" Not a number within the window: {}.", list(&none)));
+    }
     Some(sentence)
-}
-
-fn ceilings(summary: &Summary, parameter: &str) -> Vec<String> {
-    let (_, ceilings) = summary.ceilings(parameter);
-    if ceilings.is_empty() {
-        return vec!["**There is no answer yet:** the search has made no run.".into()];
-    }
-    let mut paragraphs: Vec<String> =
-        ceilings.iter().map(|ceiling| ceiling_sentence(ceiling, parameter)).collect();
-    let bisect = &summary.comparison.spec["search"]["bisect"];
-    let open: Vec<String> = ceilings
-        .iter()
-        .filter(|ceiling| !is_found(ceiling, bisect))
-        .map(|ceiling| text(&ceiling.name))
-        .collect();
-    if !open.is_empty() {
-        let of = if ceilings.len() > 1 { format!(" of {}", list(&open)) } else { String::new() };
-        paragraphs.push(format!(
-            "**The search{of} is not finished:** its bracket is still wider than its resolution, or what probes found is not \
-             confirmed. The same command goes on."
-        ));
-    }
-    let resolution = &bisect["resolution"];
-    if open.len() < ceilings.len() && !resolution.is_null() {
-        paragraphs.push(format!(
-            "The uncertainty is the search's bracket (its resolution is {}), not an interval over seeds: each value was tried with {}.",
-            text(&plain(resolution)),
-            count(summary.labels.iter().map(|label| label.points.len()).max().unwrap_or(0), "seed")
-        ));
-    }
-    paragraphs
-}
-
-/// Whether a search has come to its end: the bracket as narrow as was asked for, and confirmed where probes found it.
-fn is_found(ceiling: &Ceiling, bisect: &serde_json::Value) -> bool {
-    let of = |key: &str| tokens(&bisect[key]);
-    let (Some(low), Some(high)) = (of("low"), of("high")) else { return true };
-    let resolution = of("resolution").unwrap_or((low / 8.0).floor());
-    let resolution = resolution.max(of("multiple_of").unwrap_or(1.0));
-    let refused = ceiling.smallest_not.as_ref().map(|(value, _)| *value);
-    match (ceiling.largest, refused) {
-        (None, refused) => refused.is_some_and(|refused| refused <= low),
-        (Some(largest), refused) => {
-            let ends = refused.map_or(largest >= high, |refused| refused - largest <= resolution);
-            ends && (ceiling.probes == 0 || ceiling.is_confirmed)
-        }
-    }
-}
-
-/// A number of the sweep file, which may be written with a suffix: `8192`, `8K`.
-fn tokens(value: &serde_json::Value) -> Option<f64> {
-    let text = || value.as_str()?.parse::<fathom_spec::units::Tokens>().ok();
-    value.as_f64().or_else(|| text().map(|tokens| tokens.0 as f64))
-}
-
-fn ceiling_sentence(ceiling: &Ceiling, parameter: &str) -> String {
-    let named = |sentence: String| match ceiling.name.as_str() {
-        "" => capital(&sentence),
-        name => format!("{}: {sentence}", bold(name)),
-    };
-    let key = in_code(parameter);
-    let above = match &ceiling.smallest_not {
-        Some((value, point)) => {
-            format!("at {} it did not ({})", whole(*value), reason(point))
-        }
-        None => "no larger value failed".to_string(),
-    };
-    let mut sentence = named(match ceiling.largest {
-        Some(largest) => format!(
-            "the largest {key} at which the run still finished is **{}**; {above}.",
-            whole(largest)
-        ),
-        None => format!("no value of {key} finished; {above}."),
-    });
-    if let (Some(low), Some((high, _))) = (ceiling.largest, &ceiling.smallest_not) {
-        sentence.push_str(&format!(
-            " The ceiling lies in [{}, {}), found with {}.",
-            whole(low),
-            whole(*high),
-            count(ceiling.points.len(), "run")
-        ));
-    }
-    if ceiling.probes > 0 {
-        let probes = format!("{} of the runs worked only some layers of the model", ceiling.probes);
-        sentence.push_str(&match (ceiling.largest, ceiling.is_confirmed) {
-            (Some(_), true) => format!(" It is confirmed by a whole step; {probes}."),
-            (Some(_), false) => format!(" **No whole step has confirmed it yet**: {probes}."),
-            (None, _) => format!(" {}.", probes),
-        });
-    }
-    if !ceiling.exceptions.is_empty() {
-        let values: Vec<String> = ceiling.exceptions.iter().map(|&value| whole(value)).collect();
-        sentence.push_str(&format!(
-            " The outcome is not monotone: smaller values failed as well ({}).",
-            values.join(", ")
-        ));
-    }
-    sentence
 }
 
 /// What is said where no difference has an interval.
@@ -508,7 +502,7 @@ pub fn count(n: usize, what: &str) -> String {
 }
 
 /// `a`, `a and b`, `a, b and c`.
-fn list(names: &[String]) -> String {
+pub fn list(names: &[String]) -> String {
     match names {
         [] => String::new(),
         [one] => one.clone(),
@@ -570,18 +564,31 @@ mod tests {
             over_windows: false,
         };
         assert_eq!(
-            lower(&about(-0.05, 0.01), true),
+            apart(&about(-0.05, 0.01), true),
             "4.9 % lower (95 % interval 3.9 % to 5.8 %, paired over 3 seeds)"
         );
         assert_eq!(
-            lower(&about(-2.0, 0.1), true),
+            apart(&about(-2.0, 0.1), true),
             "lower by a factor of 7.4 (95 % interval 6.7 to 8.2, paired over 3 seeds)"
         );
         assert_eq!(
-            lower(&about(-0.05, 0.01), false),
+            apart(&about(-0.05, 0.01), false),
             "0.050 lower (95 % interval 0.040 to 0.060, paired over 3 seeds)"
         );
+        assert_eq!(
+            apart(&about(0.05, 0.01), true),
+            "5.1 % higher (95 % interval 4.1 % to 6.2 %, paired over 3 seeds)"
+        );
+        assert_eq!(
+            apart(&about(2.0, 0.1), true),
+            "higher by a factor of 7.4 (95 % interval 6.7 to 8.2, paired over 3 seeds)"
+        );
+        assert_eq!(apart(&about(0.0, 0.0), true), "neither lower nor higher");
+        assert_eq!(
+            apart(&about(-0.0, 0.01), true),
+            "neither lower nor higher (95 % interval -0.010 nats to 0.010 nats, paired over 3 seeds)"
+        );
         let single = Difference { interval: None, seeds: 1, ..about(-0.05, 0.0) };
-        assert_eq!(lower(&single, true), "4.9 % lower (one seed: no interval)");
+        assert_eq!(apart(&single, true), "4.9 % lower (one seed: no interval)");
     }
 }

@@ -1,5 +1,6 @@
 //! The figures of a report: which ones a sweep calls for, and the numbers that each shows.
 
+use super::answer::count;
 use super::input::Point;
 use super::page::{method_name, name_of_loss};
 use super::plot::axis::{Axis, Scale, length_label};
@@ -245,6 +246,8 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
     // By the place in the plan: label, x, seed, status, value.
     let mut rows: BTreeMap<usize, (&str, f64, i64, &str, Option<f64>)> = BTreeMap::new();
     let place = |point: &Point| points.iter().position(|other| std::ptr::eq(other, point));
+    // Runs that finished without the number that is drawn.
+    let mut without = 0;
     for (index, label) in summary.labels.iter().enumerate() {
         let settings = &label.points[0].settings;
         let x = swept_number(summary, axis, &settings[axis.as_str()]).expect("every point has it");
@@ -266,6 +269,7 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
             rows.insert(place(point).expect("a point of the sweep"), row);
             match value {
                 Some(value) => series[at].dots.push((x, value)),
+                None if point.finished().is_some() => without += 1,
                 None if !point.is_open() => series[at].crosses.push((x, None)),
                 None => {}
             }
@@ -318,9 +322,14 @@ fn by_number(summary: &Summary) -> Result<Option<Figure>> {
     let [svg, dark_svg] = draw(summary, &chart)?;
     Ok(Some(Figure {
         name: format!("by_{}", file_word(short)),
-        caption: "Means over seeds with 95 % intervals; pale dots are single seeds. \
-                  An × at the top marks a run that did not finish."
-            .into(),
+        caption: format!(
+            "Means over seeds with 95 % intervals; pale dots are single seeds. \
+             An × at the top marks a run that did not finish.{}",
+            match without {
+                0 => String::new(),
+                n => format!(" Not drawn: {}, without a {what}.", count(n, "finished run")),
+            }
+        ),
         title,
         svg,
         dark_svg,

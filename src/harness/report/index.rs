@@ -17,7 +17,7 @@ pub fn page(entries: &[Entry]) -> Result<String> {
         .iter()
         .map(|entry| {
             vec![
-                format!("[{}]({}/report.md)", text(&entry.sweep), entry.sweep.replace(' ', "%20")),
+                format!("[{}]({}/report.md)", text(&entry.sweep), percent_encoded(&entry.sweep)),
                 entry.question.clone(),
                 entry.answer.clone(),
                 entry.runs.clone(),
@@ -34,6 +34,16 @@ pub fn page(entries: &[Entry]) -> Result<String> {
         "# Reports\n\nEvery sweep of the store, by name; written by {}. Planned: when the sweep was last planned (UTC).\n\n{table}",
         in_code("fathom report --all")
     ))
+}
+
+/// A folder's name in a link (RFC 3986: all but its unreserved characters as `%` and two digits).
+fn percent_encoded(name: &str) -> String {
+    let encoded = name.bytes().map(|byte| match byte {
+        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    });
+    encoded.collect()
 }
 
 /// One sweep of the index.
@@ -78,6 +88,12 @@ fn question(comment: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_has_no_character_that_means_something_in_it() {
+        assert_eq!(percent_encoded("rope_variants-2.1~"), "rope_variants-2.1~");
+        assert_eq!(percent_encoded("50% (a b)#ü"), "50%25%20%28a%20b%29%23%C3%BC");
+    }
 
     #[test]
     fn the_question_ends_with_its_mark() {

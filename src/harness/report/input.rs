@@ -3,6 +3,7 @@
 use super::summary::{EVAL_LOSS, TRAINING_LOSS};
 use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::{Connection, OpenFlags, Row};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -289,8 +290,7 @@ fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result
                WHERE run = ?1 AND step = (SELECT max(step) FROM perplexity WHERE run = ?1) \
                ORDER BY split, method, context_length";
     run.perplexity = rows(store, sql, [id], |row| {
-        // A window without a finite mean stands as null.
-        let windows: Vec<Option<f64>> = json(row, 7)?;
+        let windows: Vec<Option<Window>> = json(row, 7)?;
         Ok(Perplexity {
             split: row.get(0)?,
             method: row.get(1)?,
@@ -299,7 +299,10 @@ fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result
             nll: number(row, 4)?,
             nll_low: number(row, 5)?,
             nll_high: number(row, 6)?,
-            window_nll: windows.into_iter().map(|x| x.unwrap_or(f64::NAN)).collect(),
+            window_nll: windows
+                .into_iter()
+                .map(|mean| mean.map_or(f64::NAN, |mean| mean.0))
+                .collect(),
         })
     })?;
 
@@ -338,6 +341,10 @@ fn read_run(store: &Connection, run_id: &str, shown: &[(i64, String)]) -> Result
     }
     Ok(Some(run))
 }
+
+/// The mean of a window: a number, or the word for one that JSON has none for; null is NaN too.
+#[derive(Deserialize)]
+struct Window(#[serde(with = "fathom_spec::record::number")] f64);
 
 /// All rows of a query, each read by `read`.
 fn rows<T>(

@@ -16,12 +16,16 @@ pub fn table(frame: &DataFrame, caption: &str, label: &str) -> Result<String> {
     let columns: Vec<&StringChunked> =
         frame.columns().iter().map(|column| column.str()).collect::<PolarsResult<_>>()?;
     let row = |cells: &mut dyn Iterator<Item = String>| {
-        format!("    {} \\\\\n", cells.collect::<Vec<_>>().join(" & "))
+        let cells = cells.collect::<Vec<_>>().join(" & ");
+        // What begins a row would be taken for an argument of the command that ends the one before.
+        let guard = if cells.starts_with(['[', '*']) { "{}" } else { "" };
+        format!("    {guard}{cells} \\\\\n")
     };
     let mut text = format!(
-        "% \\usepackage{{booktabs}}\n\\begin{{table}}\n  \\centering\n  \\caption{{{}}}\n  \\label{{tab:{label}}}\n  \
+        "% \\usepackage{{booktabs}}\n\\begin{{table}}\n  \\centering\n  \\caption{{{}}}\n  \\label{{tab:{}}}\n  \
          \\begin{{tabular}}{{l{}}}\n    \\toprule\n",
         escape(caption),
+        label.replace(|c: char| !c.is_ascii_alphanumeric() && c != ':', "-"),
         "r".repeat(columns.len().saturating_sub(1))
     );
     text.push_str(&row(&mut frame.get_column_names().iter().map(|name| cell(name))));
@@ -43,9 +47,11 @@ pub fn caption(summary: &Summary) -> String {
         ),
         measure => capital(&measure_name(measure)),
     };
-    format!(
-        "{what}. Mean over seeds and half of its 95 % interval; bold: the best and all that can't be told from it."
-    )
+    let sure = match summary.has_intervals(&summary.measure) {
+        true => "Mean over seeds and half of its 95 % interval",
+        false => "One seed, so no intervals",
+    };
+    format!("{what}. {sure}; bold: the best and all that can't be told from it.")
 }
 
 /// A cell of markdown: bold, code spans and escapes become LaTeX's own.
@@ -55,7 +61,7 @@ fn cell(markdown: &str) -> String {
     let mut is_bold = false;
     let mut plain = String::new();
     let flush = |plain: &mut String, text: &mut String| {
-        let unescaped = plain.replace("&lt;", "<").replace("&gt;", ">");
+        let unescaped = plain.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
         text.push_str(&escape(&unescaped));
         plain.clear();
     };
@@ -85,6 +91,7 @@ fn escape(text: &str) -> String {
             '~' => escaped.push_str("\\textasciitilde{}"),
             '^' => escaped.push_str("\\textasciicircum{}"),
             '\\' => escaped.push_str("\\textbackslash{}"),
+            '|' => escaped.push_str("\\textbar{}"),
             '<' => escaped.push_str("\\textless{}"),
             '>' => escaped.push_str("\\textgreater{}"),
             '±' => escaped.push_str("$\\pm$"),
@@ -116,5 +123,20 @@ mod tests {
                         a*b \\& 5 \\% & \\textbf{42.15 $\\pm$ 0.58} \\\\\n    c\\textless{}d & -- \\\\\n    \
                         \\bottomrule\n  \\end{tabular}\n\\end{table}\n";
         assert_eq!(table(&frame, "A_B", "s").unwrap(), expected.replace("{A_B}", "{A\\_B}"));
+    }
+
+    /// A row that begins with a bracket or a star is no argument of `\\\\` or `\\midrule`.
+    #[test]
+    fn a_row_and_a_label_may_begin_with_anything() {
+        let rows = ["\\[1, 2\\]", "\\*a|b &amp;c"].map(String::from).into_iter();
+        let frame = DataFrame::new(2, vec![strings("x", rows)]).unwrap();
+        let found = table(&frame, "", "a_b c#1").unwrap();
+        for expected in [
+            "\\label{tab:a-b-c-1}",
+            "\\midrule\n    {}[1, 2] \\\\\n",
+            "\n    {}*a\\textbar{}b \\&c \\\\\n",
+        ] {
+            assert!(found.contains(expected), "{expected}: {found}");
+        }
     }
 }

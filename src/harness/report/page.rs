@@ -153,10 +153,7 @@ fn results(summary: &Summary) -> Result<String> {
 }
 
 fn caption(summary: &Summary, measure: &Measure, method: Option<&String>) -> String {
-    let seeds = (0..summary.labels.len()).any(|label| {
-        summary.estimate(label, measure).is_some_and(|estimate| estimate.interval.is_some())
-    });
-    let sure = match seeds {
+    let sure = match summary.has_intervals(measure) {
         true => "mean over seeds ± half of its 95 % interval",
         false => "one seed, so no intervals over seeds",
     };
@@ -561,14 +558,23 @@ pub fn as_sure_as(x: f64, half_width: f64) -> String {
 /// Text of the store as markdown shows it literally.
 pub fn text(raw: &str) -> String {
     let mut escaped = String::with_capacity(raw.len());
-    for c in raw.chars() {
+    let mut before = None;
+    let mut chars = raw.chars().peekable();
+    let in_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    while let Some(c) = chars.next() {
+        let after = chars.peek().copied();
         match c {
+            // Within a word it is no emphasis.
+            '_' if !in_word(before) || !in_word(after) => escaped.push_str("\\_"),
+            // Begins an entity.
+            '&' if after == Some('#') || in_word(after) => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
-            '*' | '`' | '[' | ']' | '\\' => escaped.extend(['\\', c]),
+            '*' | '`' | '[' | ']' | '\\' | '~' | '$' => escaped.extend(['\\', c]),
             '\n' | '\r' => escaped.push(' '),
             c => escaped.push(c),
         }
+        before = Some(c);
     }
     escaped
 }
@@ -635,6 +641,8 @@ mod tests {
     #[test]
     fn markdown_shows_text_literally() {
         assert_eq!(text("a*b <c> [d]"), "a\\*b &lt;c&gt; \\[d\\]");
+        assert_eq!(text("_a_b_ ~~c~~ $d$"), "\\_a_b\\_ \\~\\~c\\~\\~ \\$d\\$");
+        assert_eq!(text("&lt; & &#38; e&"), "&amp;lt; & &amp;#38; e&");
         assert_eq!(in_code("a`b"), "`a'b`");
         assert_eq!(capital("perplexity"), "Perplexity");
     }

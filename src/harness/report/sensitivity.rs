@@ -2,7 +2,7 @@
 //!
 //! One-way analysis of variance of each axis alone over the finished runs, the outcome in nats.
 
-use super::answer::{count, measure_name};
+use super::answer::{count, list, measure_name};
 use super::page::{bold, in_code, text};
 use super::statistics::mean;
 use super::summary::{Measure, SEED, Summary, plain};
@@ -183,20 +183,48 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// What a page says of it, in a few words: the axis that explains most.
+/// What a page says of it, in a few words: the axis that explains most, where one does.
 pub fn headline(summary: &Summary) -> Option<String> {
-    let shares = axes(summary).into_iter().filter(|axis| axis.key != SEED);
-    let mut shares: Vec<(String, f64)> =
-        shares.filter_map(|axis| Some((axis.key, share(&axis.levels)?.eta))).collect();
-    shares.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let (key, eta) = shares.first().filter(|_| shares.len() > 1)?;
-    let of = count(shares.len(), "parameter");
-    Some(format!(
-        "Of the {of}, {} matters most: it explains {} of the spread of {}.",
-        in_code(key),
-        percent(*eta),
-        nats(&summary.measure)
-    ))
+    let (seed, mut shares): (Vec<_>, Vec<_>) = axes(summary)
+        .into_iter()
+        .filter_map(|axis| Some((share(&axis.levels)?, axis.key)))
+        .partition(|(_, key)| key == SEED);
+    shares.sort_by(|a, b| b.0.eta.total_cmp(&a.0.eta));
+    let seed = seed.first().map(|(share, _)| share.epsilon);
+    Some(what_matters(&shares, seed)?.replace("{}", &nats(&summary.measure)))
+}
+
+/// Of the shares of the parameters, the largest first, beside the corrected one of the seed; `{}` stands for the measure.
+fn what_matters(shares: &[(Share, String)], seed: Option<f64>) -> Option<String> {
+    let (Share { eta, epsilon }, key) = shares.first().filter(|_| shares.len() > 1)?;
+    let of = format!("Of the {}", count(shares.len(), "parameter"));
+    if *epsilon <= 1e-9 {
+        return Some(format!(
+            "{of}, none explains more of the spread of {{}} than as many levels would by chance."
+        ));
+    }
+    if let Some(seed) = seed.filter(|seed| seed >= epsilon) {
+        return Some(format!(
+            "{of}, none explains more of the spread of {{}} than the seed does: {} {}, the seed {}, both corrected for chance.",
+            in_code(key),
+            percent(*epsilon),
+            percent(seed)
+        ));
+    }
+    let tied = shares.iter().filter(|(other, _)| (other.eta - eta).abs() < 1e-9);
+    let tied: Vec<String> = tied.map(|(_, key)| in_code(key)).collect();
+    Some(match tied.len() {
+        1 => format!(
+            "{of}, {} matters most: it explains {} of the spread of {{}}.",
+            in_code(key),
+            percent(*eta)
+        ),
+        _ => format!(
+            "{of}, {} explain the most of the spread of {{}}, each the same {}: which of them matters can't be told.",
+            list(&tied),
+            percent(*eta)
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -230,5 +258,24 @@ mod tests {
         let sizes: Vec<usize> = quarters(runs).iter().map(|(_, runs)| runs.len()).collect();
         assert_eq!(sizes.iter().sum::<usize>(), 6);
         assert_eq!(sizes[0], 4);
+    }
+
+    /// What changes together explains the same, and what explains no more than chance or the seed does matters not.
+    #[test]
+    fn an_axis_matters_most_only_where_it_can_be_told() {
+        let of = |shares: &[(&str, f64, f64)], seed: Option<f64>| {
+            let one =
+                |&(key, eta, epsilon): &(&str, f64, f64)| (Share { eta, epsilon }, key.to_string());
+            what_matters(&shares.iter().map(one).collect::<Vec<_>>(), seed).unwrap()
+        };
+        let (a, b) = (("a", 0.8, 0.7), ("b", 0.1, -0.1));
+        assert_eq!(
+            of(&[a, b], Some(0.01)),
+            "Of the 2 parameters, `a` matters most: it explains 80.0 % of the spread of {}."
+        );
+        assert!(of(&[a, ("b", 0.8, 0.7)], None).contains("`a` and `b` explain the most"));
+        assert!(of(&[("a", 0.2, -0.02), b], None).contains("than as many levels would by chance"));
+        assert!(of(&[a, b], Some(0.75)).contains("`a` 70.0 %, the seed 75.0 %"));
+        assert_eq!(what_matters(&[(Share { eta: 0.8, epsilon: 0.7 }, "a".into())], None), None);
     }
 }

@@ -38,11 +38,14 @@ pub struct SignFlips {
     pub is_exact: bool,
 }
 
-/// Differences up to which every way of giving them signs is looked at: 2^12 ways.
-const EXACT_PAIRS: usize = 12;
+/// Differences up to which every way of giving them signs is looked at: 2^16 ways.
+pub const EXACT_PAIRS: usize = 16;
 
 /// Random ways that are looked at where there are too many for all: p then moves by about 0.002 near 0.05.
 pub const RANDOM_FLIPS: usize = 10_000;
+
+// The smallest p that random ways can give, 1 in one more than their number, is not below the smallest that there is.
+const _: () = assert!(RANDOM_FLIPS < 1 << EXACT_PAIRS);
 
 /// The sign-flip permutation test of the mean: were there no difference, each sign could as well be the other.
 ///
@@ -206,6 +209,10 @@ mod tests {
         let all_alike = |n: usize| sign_flips(&vec![1.0; n]).unwrap().p;
         assert_eq!(all_alike(FEWEST_PAIRS - 1), 0.0625);
         assert_eq!(all_alike(FEWEST_PAIRS), 0.03125);
+        for n in 12..=16 {
+            assert_eq!(all_alike(n), 2.0 / f64::from(1 << n), "{n} pairs");
+        }
+        assert!(all_alike(17) >= 2.0 / f64::from(1 << 17));
         assert_eq!([1, 2, 5, 100].map(fewest_pairs), [6, 7, 8, 12]);
     }
 

@@ -20,26 +20,37 @@ fn points(summary: &Summary) -> String {
 const PLACE: &str =
     "(SELECT min(position) FROM points q WHERE q.sweep_id = s.id AND q.label = p.label) AS place";
 
-/// The measure of the run `r`: in nats, or bytes.
-fn value(summary: &Summary, measure: &Measure) -> String {
-    let metric = |key: &str| {
-        format!(
-            "FROM metrics m JOIN metric_keys k ON k.id = m.key\n     WHERE m.run = r.id AND k.key = {} ORDER BY m.step DESC",
-            quoted(key)
-        )
-    };
+/// The mean over rows as a report has it: none where one of them is no number, which SQL's own leaves out.
+fn mean_of(column: &str) -> String {
+    format!("CASE WHEN count({column}) = count(*) THEN avg({column}) END")
+}
+
+/// The rows that the measure of the run `r` is taken from, the last first; `None` where it is a column of the run itself.
+fn rows(summary: &Summary, measure: &Measure) -> Option<String> {
     match measure {
-        Measure::Perplexity { method, context_length } => format!(
-            "(SELECT x.nll FROM perplexity x WHERE x.run = r.id AND x.step = (SELECT max(step) FROM perplexity WHERE run = r.id)\n     \
-             AND x.split = {} AND x.method = {} AND x.context_length = {context_length})",
+        Measure::Perplexity { method, context_length } => Some(format!(
+            "FROM perplexity x WHERE x.run = r.id AND x.step = (SELECT max(step) FROM perplexity WHERE run = r.id)\n     \
+             AND x.split = {} AND x.method = {} AND x.context_length = {context_length}",
             quoted(&summary.split),
             quoted(method)
-        ),
+        )),
+        Measure::Loss { key } => Some(format!(
+            "FROM metrics m JOIN metric_keys k ON k.id = m.key\n     WHERE m.run = r.id AND k.key = {} ORDER BY m.step DESC",
+            quoted(key)
+        )),
+        Measure::PeakMemory | Measure::Ceiling { .. } => None,
+    }
+}
+
+/// The measure of the run `r`: in nats, or bytes.
+fn value(summary: &Summary, measure: &Measure) -> String {
+    let Some(rows) = rows(summary, measure) else { return "r.peak_allocated".to_string() };
+    match measure {
+        Measure::Perplexity { .. } => format!("(SELECT x.nll {rows})"),
         Measure::Loss { key } if key == TRAINING_LOSS => {
-            format!("(SELECT avg(value) FROM (SELECT m.value {} LIMIT 10))", metric(key))
+            format!("(SELECT {} FROM (SELECT m.value {rows} LIMIT 10))", mean_of("value"))
         }
-        Measure::Loss { key } => format!("(SELECT m.value {} LIMIT 1)", metric(key)),
-        Measure::PeakMemory | Measure::Ceiling { .. } => "r.peak_allocated".to_string(),
+        _ => format!("(SELECT m.value {rows} LIMIT 1)"),
     }
 }
 
@@ -68,8 +79,9 @@ one AS (
     AND x.step = (SELECT max(step) FROM perplexity WHERE run = r.id) AND x.split = {split} AND x.method = {method}
 ),
 means AS (
-  SELECT place, label, context_length, count(*) AS seeds, avg(nll) AS nll,
-    sqrt(sum((nll - mean) * (nll - mean)) / (count(*) - 1) / count(*)) AS standard_error
+  SELECT place, label, context_length, count(*) AS seeds, {mean} AS nll,
+    CASE WHEN count(nll) = count(*) AND max(abs(nll)) < 9e999 THEN sqrt(sum((nll - mean) * (nll - mean)) / (count(*) - 1) / count(*)) END
+      AS standard_error
   FROM one GROUP BY label, context_length
 )
 SELECT label, context_length, seeds, nll, nll - quantile * standard_error AS nll_low, nll + quantile * standard_error AS nll_high,
@@ -77,6 +89,7 @@ SELECT label, context_length, seeds, nll, nll - quantile * standard_error AS nll
   exp(nll + quantile * standard_error) AS perplexity_high
 FROM means LEFT JOIN t ON freedom = seeds - 1 ORDER BY place, context_length",
         quantiles = quantiles.join(", "),
+        mean = mean_of("nll"),
         points = points(summary).replace("\n  WHERE", " JOIN perplexity x ON x.run = r.id\n  WHERE"),
         split = quoted(&summary.split),
         method = quoted(method),
@@ -106,7 +119,8 @@ pub fn position_nll(summary: &Summary) -> String {
   {points} AND r.status = 'finished'
     AND x.step = (SELECT max(step) FROM position_nll WHERE run = r.id) AND x.split = {split} AND x.tokens > 0
 )
-SELECT label, min(start) AS start, max(\"end\") AS \"end\", sum(tokens) AS tokens, sum(nll * tokens) / sum(tokens) AS nll
+SELECT label, min(start) AS start, max(\"end\") AS \"end\", sum(tokens) AS tokens,
+  CASE WHEN count(nll) = count(*) THEN sum(nll * tokens) / sum(tokens) END AS nll
 FROM one GROUP BY place, label, bin ORDER BY place, bin",
         points = points(summary).replace("\n  WHERE", " JOIN position_nll x ON x.run = r.id\n  WHERE"),
         split = quoted(&summary.split),
@@ -197,21 +211,29 @@ GROUP BY label HAVING avg(seconds) IS NOT NULL AND max(peak) IS NOT NULL ORDER B
 pub fn pareto(summary: &Summary, measure: &Measure, cost: &str, names: (&str, &str)) -> String {
     format!(
         "WITH one AS (
-  SELECT p.label, {value} AS loss, r.peak_allocated, r.seconds,
-    {PLACE}
+  SELECT p.label, {value} AS loss, {is_there} AS is_there,
+    r.peak_allocated, r.seconds, {PLACE}
   {points} AND r.status = 'finished'
 ),
-labels AS (SELECT place, label, count(*) AS seeds, avg(loss) AS loss, {cost} AS cost FROM one r WHERE loss IS NOT NULL GROUP BY label),
+labels AS (
+  -- A label with a loss that is no number is left out.
+  SELECT place, label, sum(is_there) AS seeds, avg(loss) AS loss, {cost} AS cost FROM one r GROUP BY label
+  HAVING count(loss) > 0 AND count(loss) = sum(is_there) AND max(abs(loss)) < 9e999
+),
 front (place, loss, cost) AS (
-  SELECT * FROM (SELECT place, loss, cost FROM labels WHERE cost IS NOT NULL ORDER BY loss, cost LIMIT 1)
+  SELECT * FROM (SELECT place, loss, cost FROM labels WHERE cost > 0 ORDER BY loss, cost LIMIT 1)
   UNION ALL
   SELECT l.place, l.loss, l.cost FROM front f JOIN labels l
   ON l.place = (SELECT place FROM labels o WHERE o.cost * {WORTH} < f.cost ORDER BY o.loss, o.cost LIMIT 1)
 )
 SELECT label, seeds, {shown} AS {quality}, cost AS {name},
   EXISTS (SELECT 1 FROM front f WHERE f.loss = l.loss AND f.cost = l.cost) AS on_front
-FROM labels l WHERE cost IS NOT NULL ORDER BY place",
+FROM labels l WHERE cost > 0 ORDER BY place",
         value = value(summary, measure),
+        is_there = match rows(summary, measure) {
+            Some(rows) => format!("EXISTS (SELECT 1 {rows})"),
+            None => "r.peak_allocated IS NOT NULL".to_string(),
+        },
         points = points(summary),
         shown = shown(measure, "loss"),
         quality = identifier(names.0),

@@ -2,6 +2,7 @@
 
 use super::difference::{Difference, Pairs};
 use super::input::{Comparison, Perplexity, Point, Run};
+use super::labels::{Label, common_length, find_labels, labels, labels_by_length};
 use super::page::in_code;
 use super::statistics::{Interval, mean, paired_differences, t_interval};
 use fathom_spec::config::RANDOM_CORPUS;
@@ -29,13 +30,6 @@ pub struct Summary<'a> {
     pub shared_device: bool,
     /// Settings of the sweep file's `report` that could not be followed.
     pub notes: Vec<String>,
-}
-
-/// All points that differ by their seed alone.
-pub struct Label<'a> {
-    /// As the report writes it.
-    pub name: String,
-    pub points: Vec<&'a Point>,
 }
 
 /// What decides which label is best.
@@ -168,24 +162,6 @@ pub const TRAINING_LOSS: &str = "loss";
 /// What the metrics of the losses on splits begin with.
 pub const EVAL_LOSS: &str = "eval_loss.";
 
-impl Label<'_> {
-    /// As the store names it.
-    pub fn key(&self) -> &str {
-        &self.points[0].label
-    }
-
-    pub fn finished(&self) -> impl Iterator<Item = (i64, &Run)> {
-        self.points.iter().filter_map(|point| Some((point.seed, point.finished()?)))
-    }
-
-    /// The parameter's value, where all points agree on it.
-    pub fn param(&self, key: &str) -> Option<&Value> {
-        let mut values = self.points.iter().filter_map(|point| point.run.as_ref()?.params.get(key));
-        let first = values.next()?;
-        values.all(|value| value == first).then_some(first)
-    }
-}
-
 impl<'a> Summary<'a> {
     pub fn new(comparison: &'a Comparison) -> Summary<'a> {
         let (column, labels) = labels(&comparison.points);
@@ -194,13 +170,22 @@ impl<'a> Summary<'a> {
 
         let baseline = match &report["baseline"] {
             Value::Null => 0,
-            written => find_label(&labels, written).unwrap_or_else(|| {
-                notes.push(format!(
-                    "`report.baseline` names {}, which no point is called; the first point stands in.",
-                    in_code(&plain(written))
-                ));
-                0
-            }),
+            written => {
+                let named = find_labels(&labels, written);
+                let name = in_code(&plain(written));
+                let keys = named.iter().map(|&label| in_code(labels[label].key()));
+                match named.len() {
+                    0 => notes.push(format!(
+                        "`report.baseline` names {name}, which no point is called; the first point stands in."
+                    )),
+                    1 => {}
+                    _ => notes.push(format!(
+                        "`report.baseline` names {name}, which may be {}; the first point stands in.",
+                        keys.collect::<Vec<_>>().join(" or ")
+                    )),
+                }
+                named.first().copied().filter(|_| named.len() == 1).unwrap_or(0)
+            }
         };
         let finished = || comparison.points.iter().filter_map(Point::finished);
         let splits: BTreeSet<&str> =
@@ -229,20 +214,27 @@ impl<'a> Summary<'a> {
         let measure = match (parameter, methods.first()) {
             (Some(parameter), _) => Measure::Ceiling { parameter: parameter.to_string() },
             (None, Some(method)) => {
-                let lengths: BTreeSet<i64> = rows()
-                    .filter(|row| row.method == *method)
-                    .map(|row| row.context_length)
-                    .collect();
-                let longest = *lengths.last().expect("a method has rows");
+                let by_length = labels_by_length(&labels, split, method);
+                let longest = *by_length.keys().next_back().expect("a method has rows");
+                let common = common_length(&by_length, baseline);
                 let asked = report["context_length"].as_i64();
                 let context_length = match asked {
-                    Some(asked) if !lengths.contains(&asked) => {
+                    Some(asked) if !by_length.contains_key(&asked) => {
                         notes.push(format!(
-                            "`report.context_length` asks for {asked}, which no finished run has; {longest} stands in."
+                            "`report.context_length` asks for {asked}, which no finished run has; {common} stands in."
                         ));
-                        longest
+                        common
                     }
                     Some(asked) => asked,
+                    None if common < longest => {
+                        notes.push(format!(
+                            "The longest length, {longest}, was evaluated for {} of the {} labels with a perplexity{}: labels are judged by {common}.",
+                            by_length[&longest].len(),
+                            by_length.values().flatten().collect::<BTreeSet<_>>().len(),
+                            if by_length[&longest].contains(&baseline) { "" } else { ", not for the baseline" }
+                        ));
+                        common
+                    }
                     None => longest,
                 };
                 Measure::Perplexity { method: method.clone(), context_length }
@@ -313,6 +305,12 @@ impl<'a> Summary<'a> {
             Measure::PeakMemory => run.peak_allocated.map(|bytes| bytes as f64),
             Measure::Ceiling { .. } => None,
         }
+    }
+
+    /// Whether a label has an interval over seeds.
+    pub fn has_intervals(&self, measure: &Measure) -> bool {
+        let has = |estimate: Estimate| estimate.interval.is_some();
+        (0..self.labels.len()).any(|label| self.estimate(label, measure).is_some_and(has))
     }
 
     /// The label with the lowest mean; a label with a value that is no number is never it.
@@ -531,57 +529,6 @@ fn is_of_random_tokens(comparison: &Comparison) -> bool {
         run.params.get("data.corpus").is_some_and(|c| c == RANDOM_CORPUS) && !evaluated
     };
     runs.peek().is_some() && runs.all(is_random)
-}
-
-/// The points by label in the order of the plan, and what heads the labels.
-///
-/// Where all points have the same axes, those head the labels and a label is but their values: `plain, 1e-5`.
-fn labels(points: &[Point]) -> (String, Vec<Label<'_>>) {
-    let mut by_label: Vec<Label> = Vec::new();
-    for point in points {
-        match by_label.iter_mut().find(|label| label.name == point.label) {
-            Some(label) => label.points.push(point),
-            None => by_label.push(Label { name: point.label.clone(), points: vec![point] }),
-        }
-    }
-    let joined = |point: &Point, part: &dyn Fn(&String, &Value) -> String| {
-        let parts: Vec<String> = point
-            .settings
-            .iter()
-            .filter(|(key, _)| *key != SEED)
-            .map(|(key, value)| part(key, value))
-            .collect();
-        parts.join(", ")
-    };
-    let axes: BTreeSet<String> = points.iter().map(|p| joined(p, &|key, _| key.clone())).collect();
-    let values: Vec<String> =
-        by_label.iter().map(|label| joined(label.points[0], &|_, value| plain(value))).collect();
-    let distinct: BTreeSet<&String> = values.iter().collect();
-    let mut column = "point".to_string();
-    if let (1, Some(axes)) = (axes.len(), axes.first().filter(|axes| !axes.is_empty()))
-        && distinct.len() == values.len()
-    {
-        column = axes.clone();
-        for (label, value) in by_label.iter_mut().zip(values) {
-            label.name = value;
-        }
-    }
-    for label in by_label.iter_mut().filter(|label| label.name.is_empty()) {
-        label.name = "(the only one)".to_string();
-    }
-    (column, by_label)
-}
-
-/// The label that `report.baseline` means: its name, its label in the store, or the value of one of its settings.
-fn find_label(labels: &[Label<'_>], written: &Value) -> Option<usize> {
-    let name = plain(written);
-    let number = written.as_f64().or_else(|| name.parse().ok());
-    let is = |test: &dyn Fn(&Label) -> bool| labels.iter().position(test);
-    let means =
-        |value: &Value| plain(value) == name || number.is_some() && value.as_f64() == number;
-    is(&|label| label.name == name || label.points[0].label == name).or_else(|| {
-        is(&|label| label.points[0].settings.iter().any(|(key, value)| key != SEED && means(value)))
-    })
 }
 
 fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {

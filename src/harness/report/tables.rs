@@ -6,6 +6,7 @@ use super::summary::Summary;
 use anyhow::Result;
 use fathom_spec::units::format_number;
 use polars::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One row a run, method and context length: label, seed, method, context_length, tokens, windows, nll.
 pub fn perplexity(summary: &Summary) -> Result<DataFrame> {
@@ -81,34 +82,24 @@ pub fn strings(name: &str, values: impl Iterator<Item = String>) -> Column {
 }
 
 /// The long table `(row, column, cell)` made wide: a row for each `row`, a column for each `column`, both in the order in
-/// which they first come. `head` names the column of rows; a cell that is missing is a dash.
+/// which they first come. `head` names the column of rows; a cell that is missing is a dash, and of two that have the same
+/// place the first stands.
 pub fn pivot(head: &str, cells: &[(String, String, String)]) -> Result<DataFrame> {
-    let long = DataFrame::new_infer_height(vec![
-        strings("row", cells.iter().map(|(row, _, _)| row.clone())),
-        strings("column", cells.iter().map(|(_, column, _)| column.clone())),
-        strings("cell", cells.iter().map(|(_, _, cell)| cell.clone())),
-    ])?;
-    let mut wide = DataFrame::new_infer_height(vec![long.column("row")?.unique_stable()?])?;
-    let columns = long.column("column")?.unique_stable()?;
-    let named: Vec<String> = columns.str()?.iter().flatten().map(str::to_string).collect();
-    for (index, name) in named.iter().enumerate() {
-        let of_column = long.column("column")?.str()?.equal(name.as_str());
-        let mut slice = long.filter(&of_column)?.select(["row", "cell"])?;
-        // A head of the table may be called `row` itself; numbers can't collide.
-        slice.rename("cell", format!("{index}").into())?;
-        wide = wide.left_join(&slice, ["row"], ["row"])?;
+    let mut by_place: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+    let (mut rows, mut heads): (Vec<&str>, Vec<&str>) = Default::default();
+    let (mut known_rows, mut known_heads): (BTreeSet<&str>, BTreeSet<&str>) = Default::default();
+    for (row, column, cell) in cells {
+        rows.extend(known_rows.insert(row).then_some(row.as_str()));
+        heads.extend(known_heads.insert(column).then_some(column.as_str()));
+        by_place.entry((row, column)).or_insert(cell);
     }
-    let heads: Vec<&str> = std::iter::once(head).chain(named.iter().map(String::as_str)).collect();
-    let columns: Vec<Column> = wide
-        .columns()
-        .iter()
-        .zip(&heads)
-        .map(|(column, head)| {
-            let cells = column.str()?.iter().map(|cell| cell.unwrap_or("–").to_string());
-            Ok(strings(head, cells))
-        })
-        .collect::<PolarsResult<_>>()?;
-    Ok(DataFrame::new_infer_height(columns)?)
+    let column = |name: &str| {
+        let cell = |row: &&str| by_place.get(&(*row, name)).map_or("–", |cell| *cell).to_string();
+        strings(name, rows.iter().map(cell))
+    };
+    let first = strings(head, rows.iter().map(ToString::to_string));
+    let columns = std::iter::once(first).chain(heads.iter().map(|name| column(name)));
+    Ok(DataFrame::new_infer_height(columns.collect())?)
 }
 
 /// The frame as CSV, with a head.
@@ -184,6 +175,13 @@ mod tests {
 
     fn cell(row: &str, column: &str, cell: &str) -> (String, String, String) {
         (row.into(), column.into(), cell.into())
+    }
+
+    #[test]
+    fn two_cells_of_one_place_are_one_row() {
+        let cells = [cell("a", "1", "x"), cell("a", "1", "y"), cell("b", "1", "z")];
+        let table = to_markdown(&pivot("rope", &cells).unwrap()).unwrap();
+        assert_eq!(table, "| rope | 1 |\n| --- | --- |\n| a | x |\n| b | z |\n");
     }
 
     #[test]

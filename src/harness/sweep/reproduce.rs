@@ -1,6 +1,6 @@
 //! How two runs of one configuration differ, in numbers.
 
-use crate::store::{Run, Store};
+use crate::store::{Run, Status, Store};
 use anyhow::Result;
 use fathom_spec::record::RunId;
 use std::collections::BTreeMap;
@@ -107,9 +107,64 @@ pub fn nearness(before: &Run, after: &Run, compared: &[Compared], tolerance: f64
     lines.max().unwrap_or(Nearness::EqualBits)
 }
 
+/// What is to be said of two runs that ended so, in one line.
+pub fn verdict(before: Status, after: Status, compared: &[Compared], tolerance: f64) -> String {
+    let numbers: usize = compared.iter().map(|line| line.numbers).sum();
+    let alone: usize = compared.iter().map(|line| line.alone).sum();
+    let numbers_say = match compared.iter().map(|line| line.nearness(tolerance)).max() {
+        _ if numbers + alone == 0 => "no number to compare: neither run logged any".to_string(),
+        _ if numbers == 0 => "no number to compare: only one of the runs logged any".to_string(),
+        Some(Nearness::Different) => {
+            let far = compared.iter().any(|line| line.numbers > 0 && line.largest > tolerance);
+            let of_one = match alone {
+                1 => "1 number of one run alone".to_string(),
+                n => format!("{n} numbers of one run alone"),
+            };
+            match (far, alone) {
+                (true, 0) => format!("different by more than {tolerance}"),
+                (true, _) => format!("different by more than {tolerance}; {of_one}"),
+                (false, _) => format!("different: {of_one}"),
+            }
+        }
+        Some(Nearness::WithinTolerance) => format!("the same within {tolerance} nats a token"),
+        Some(Nearness::EqualBits) | None => "every number has the same bits".to_string(),
+    };
+    match before == after {
+        true => numbers_say,
+        false => format!("the ending differs: {before}, then {after}; {numbers_say}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_says_what_was_compared() {
+        let of = |here: &[f64], there: &[f64]| {
+            let series = |values: &[f64]| (1..).zip(values.iter().copied()).collect();
+            vec![compare_series("loss by step", &series(here), &series(there))]
+        };
+        let (finished, oom) = (Status::Finished, Status::OutOfMemory);
+        let check = |before, after, compared: &[Compared], expected: &str| {
+            assert_eq!(verdict(before, after, compared, 1e-3), expected);
+        };
+        check(finished, finished, &of(&[1.0], &[1.0]), "every number has the same bits");
+        check(finished, finished, &of(&[1.0], &[1.5]), "different by more than 0.001");
+        check(oom, oom, &[], "no number to compare: neither run logged any");
+        check(
+            oom,
+            finished,
+            &of(&[], &[1.0]),
+            "the ending differs: out_of_memory, then finished; no number to compare: only one of the runs logged any",
+        );
+        check(
+            oom,
+            finished,
+            &of(&[1.0], &[1.0, 2.0]),
+            "the ending differs: out_of_memory, then finished; different: 1 number of one run alone",
+        );
+    }
 
     fn check(here: &[f64], there: &[f64], nearness: Nearness, largest: f64, at: Option<u64>) {
         let series = |values: &[f64]| (1..).zip(values.iter().copied()).collect();

@@ -104,6 +104,9 @@ pub fn run(args: SqlArgs) -> Result<()> {
         }
         return table::print(recipes::find(name)?.text);
     }
+    if let Some(path) = args.output.as_deref() {
+        check_output(path, &args.results)?;
+    }
     let table = match (&args.recipe, args.query.as_deref()) {
         _ if args.recipes => recipes::list(),
         (Some(name), _) => {
@@ -125,6 +128,32 @@ pub fn run(args: SqlArgs) -> Result<()> {
         (None, Some(query)) => answer(&read_store(&args.results)?, query)?,
     };
     write(&table, args.format, args.output.as_deref())
+}
+
+/// What is asked for is not written over what was asked.
+fn check_output(output: &Path, results: &Path) -> Result<()> {
+    // A file that is not there yet lies in a folder that is.
+    let real = |path: &Path| {
+        let whole = std::fs::canonicalize(path).ok();
+        whole.or_else(|| {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = std::fs::canonicalize(folder.unwrap_or(Path::new("."))).ok()?;
+            Some(folder.join(path.file_name()?))
+        })
+    };
+    let Some(written) = real(output) else { return Ok(()) };
+    let database = Store::path(results);
+    for ending in ["", "-wal", "-shm", "-journal"] {
+        let mut name = database.clone().into_os_string();
+        name.push(ending);
+        ensure!(
+            real(Path::new(&name)).is_none_or(|own| own != written),
+            "--output: expected the name of a file of your own, found {}, which belongs to the store\n  help: name another \
+             file",
+            output.display()
+        );
+    }
+    Ok(())
 }
 
 /// A table as the bytes of a file.

@@ -174,6 +174,8 @@ pub fn length_label(tokens: f64) -> String {
     match () {
         () if millions >= 1.0 && millions.fract() == 0.0 => format!("{millions}M"),
         () if thousands >= 1.0 && (thousands * 2.0).fract() == 0.0 => format!("{thousands}K"),
+        // Four digits would not tell it from its neighbours.
+        () if millions >= 1.0 && tokens.fract() == 0.0 => format!("{tokens:.0}"),
         () => format_number(tokens),
     }
 }
@@ -234,6 +236,7 @@ mod tests {
         assert_eq!(length_label(1_048_576.0), "1M");
         assert_eq!(length_label(1000.0), "1000");
         assert_eq!(length_label(11_776.0), "11.5K");
+        assert_eq!(length_label(12_345_678.0), "12345678");
     }
 
     #[test]

@@ -52,10 +52,28 @@ pub(super) fn check_report(report: &Written, points: &[Point]) -> Result<()> {
     let (json, name) = (baseline.to_json(), plain(&baseline.to_json()));
     let same =
         |value: &Value| plain(value) == name || json.is_number() && value.as_f64() == json.as_f64();
-    let is = |point: &Point| {
-        point.label == name || point.settings.iter().any(|(key, value)| key != SEED && same(value))
-    };
-    if points.iter().any(is) {
+    if points.iter().any(|point| point.label == name || joined(point) == name) {
+        return Ok(());
+    }
+    // A value of an axis names the first point that has it; of several axes, these are several.
+    let axes: BTreeSet<&String> = points.iter().flat_map(|point| point.settings.keys()).collect();
+    let first =
+        |axis: &String| points.iter().find(|point| point.settings.get(axis).is_some_and(&same));
+    let named: BTreeSet<&str> = axes
+        .into_iter()
+        .filter(|axis| *axis != SEED)
+        .filter_map(|axis| Some(first(axis)?.label.as_str()))
+        .collect();
+    if named.len() > 1 {
+        let named: Vec<String> = named.into_iter().map(|label| format!("`{label}`")).collect();
+        bail!(
+            "{}: report.baseline: expected the name of one point, found `{name}`, which is a value of several axes\n  help: name the \
+             point itself: {}",
+            baseline.origin,
+            named.join(" or ")
+        );
+    }
+    if !named.is_empty() {
         return Ok(());
     }
     let of = |point: &Point| -> Vec<String> {
@@ -70,4 +88,10 @@ pub(super) fn check_report(report: &Written, points: &[Point]) -> Result<()> {
     let near = nearest(&name, names.iter().map(String::as_str));
     let help = near.map(|near| format!("\n  help: did you mean `{near}`?")).unwrap_or_default();
     bail!("{}: report.baseline: expected a point's label, found `{name}`{help}", baseline.origin)
+}
+
+/// The values of a point's axes as a report's tables name it: `plain, 1e-5`.
+fn joined(point: &Point) -> String {
+    let values = point.settings.iter().filter(|(key, _)| *key != SEED);
+    values.map(|(_, value)| plain(value)).collect::<Vec<_>>().join(", ")
 }

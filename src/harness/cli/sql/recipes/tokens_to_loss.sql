@@ -1,4 +1,5 @@
 -- How many tokens each run needed until its loss was first at or below a value, fewest first.
+-- A run of several sweeps is there once, under the first by name.
 -- :loss = 3.0    nats per token
 -- :sweep = NULL  only the points of this sweep
 WITH reached AS (
@@ -9,6 +10,5 @@ SELECT v.run_id, v.sweep, v.label, v.seed, reached.step, CAST(m.value AS INTEGER
 FROM reached
 JOIN metrics m ON m.run = reached.run AND m.step = reached.step
   AND m.key = (SELECT id FROM metric_keys WHERE key = 'tokens')
-JOIN runs r ON r.id = reached.run JOIN v_runs v USING (run_id)
-WHERE :sweep IS NULL OR v.sweep = :sweep
+JOIN runs r ON r.id = reached.run JOIN (SELECT *, min(sweep) FROM v_runs WHERE :sweep IS NULL OR sweep = :sweep GROUP BY run_id) v USING (run_id)
 ORDER BY tokens, v.run_id
