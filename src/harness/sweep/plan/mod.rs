@@ -25,7 +25,7 @@ use axes::{Choice, Condition, Random, key_choice};
 pub use bisect::{Bisect, PROBE_LAYERS};
 use bisect::{bisect, refuse_beside_search, whole};
 use combine::Groups;
-use fathom_spec::config::written::{Entry, Node, Origin, Written};
+use fathom_spec::config::written::{BYTE_ORDER_MARK, Entry, Node, Origin, Written};
 use fathom_spec::config::{RunConfig, nearest};
 use points::{Made, resolve};
 use report::check_report;
@@ -325,6 +325,7 @@ fn refuse_empty(tree: &Written) -> Result<()> {
     for entry in tree.entries("the sweep file")? {
         let is_empty = match &entry.value.node {
             Node::List(items) => items.is_empty(),
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
             Node::Map(entries) => entries.is_empty(),
             _ => false,
         };
