@@ -178,7 +178,7 @@ impl Plan {
         }
         let base = Base::read(&tree, search_path, overrides)?;
         let random = tree.get("random").map(Random::read).transpose()?;
-        let groups = Groups::read(&tree, axes::read(&tree, random.is_some())?)?;
+        let groups = Groups::read(&tree, axes::read(&tree, random.is_some(), &base)?)?;
         let rules = Rules::read(&tree)?;
         lost::refuse_set_twice(&tree)?;
         let halving = Halving::read(&tree)?;
@@ -325,6 +325,7 @@ impl Plan {
 
 /// The opening comment, its lines joined, up to a line that names a command.
 fn question(text: &str) -> Option<String> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
     // An editor's line is no part of it.
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("yaml-language-server"));
@@ -337,7 +338,6 @@ fn refuse_empty(tree: &Written) -> Result<()> {
     for entry in tree.entries("the sweep file")? {
         let is_empty = match &entry.value.node {
             Node::List(items) => items.is_empty(),
-    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
             Node::Map(entries) => entries.is_empty(),
             _ => false,
         };
@@ -415,7 +415,9 @@ fn refuse_override<'a>(
 
 /// Whether two values are one: `1` and `1.0` are.
 pub(super) fn same(a: &Value, b: &Value) -> bool {
-    a == b || a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
+    // Of two whole numbers a float would lose the last digits.
+    let are_whole = a.as_i64().is_some() && b.as_i64().is_some();
+    a == b || !are_whole && a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
 }
 
 /// The last part of a key path.
