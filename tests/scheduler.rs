@@ -483,11 +483,11 @@ fn runs_are_placed_on_the_cards_that_there_are() {
     exits(&child.wait_with_output().unwrap(), 0);
 }
 
-/// A worker is any program that keeps to the protocol: this one is 40 lines of another language.
+/// A worker is any program that keeps to the protocol: this one is 60 lines of another language.
 #[test]
 fn a_worker_in_python_drives_a_sweep() {
     let lines = std::fs::read_to_string(python()).unwrap().lines().count();
-    assert!(lines <= 40, "{lines} lines");
+    assert!(lines <= 60, "{lines} lines");
     let file = "axes: { train.learning_rate: [0.01, 0.1, 0.3] }\nseeds: 2\nsearch: { halving: { metric: loss, rungs: [320] } }\n";
     let expected = uninterrupted(&python(), file);
     // The best of the first three, and the best two of all.
@@ -499,6 +499,79 @@ fn a_worker_in_python_drives_a_sweep() {
     project.sweep(grid);
     let kills = killed_until_done(&project, &python(), 3, 200, "0", "1");
     assert_eq!(project.table(), expected, "{kills} kills");
+}
+
+/// It takes every command away, in their order, and answers each; what it can't do is refused.
+#[test]
+fn a_worker_in_python_obeys_commands() {
+    // What it answered, with the checkpoints it wrote, and how it ended.
+    let told = |saves: bool, commands: &[&str]| -> Vec<String> {
+        let project = Project::new();
+        // So many steps that it only ends when it is told to.
+        project.sweep(&format!(
+            "set: {{ train.total_tokens: 1B, train.learning_rate: 1e-9, train.save_checkpoints: {saves} }}\n"
+        ));
+        let child = project.fathom(&python(), &["sweep", "run", "s.yaml"]).spawn().unwrap();
+        let runs = || std::fs::read_dir(project.results().join("runs")).into_iter().flatten();
+        let log = |folder: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(RunPaths::new(folder.unwrap().path()).events())
+                .unwrap_or_default()
+        };
+        until("it is at work", || runs().map(log).any(|log| log.contains(r#""kind": "step""#)));
+        let paths = RunPaths::new(runs().next().unwrap().unwrap().path());
+        for (at, command) in commands.iter().enumerate() {
+            let part = paths.control().join(format!("{at}.part"));
+            std::fs::write(&part, command).unwrap();
+            std::fs::rename(&part, paths.control().join(format!("{at}.json"))).unwrap();
+        }
+        let events = || read_events(&paths.events(), 0).unwrap().0;
+        until("it has ended", || {
+            matches!(events().last().unwrap().kind, EventKind::Stopped { .. })
+        });
+        let output = child.wait_with_output().unwrap();
+        assert!(text(&output.stdout).contains("1 stopped"), "{}", text(&output.stdout));
+        assert_eq!(std::fs::read_dir(paths.control()).unwrap().count(), 0, "all are taken away");
+        let said = events().into_iter().filter_map(|event| match event.kind {
+            EventKind::Control { command, outcome, request } => {
+                Some(format!("{}: {command}: {outcome}", request.unwrap()))
+            }
+            EventKind::Warning { message } => Some(message),
+            EventKind::Checkpoint { .. } => Some("checkpoint".into()),
+            EventKind::Stopped { reason, .. } => Some(reason),
+            _ => None,
+        });
+        said.collect()
+    };
+    let command = |name: &str| format!(r#"{{"command": "{name}"}}"#);
+    let [save, stop, save_stop, abort, anneal] =
+        ["save", "stop", "save-stop", "abort", "start-annealing"].map(command);
+    assert_eq!(
+        told(true, &["torn", &abort]),
+        [
+            "control/0.json: expected a command, found none",
+            "0: : refused: this run can't",
+            "1: abort: did abort",
+            "abort was asked for",
+        ]
+    );
+    assert_eq!(
+        told(true, &[&anneal, &save_stop]),
+        [
+            "0: start-annealing: refused: this run can't",
+            "checkpoint",
+            "1: save-stop: did save-stop",
+            "save-stop was asked for"
+        ]
+    );
+    assert_eq!(
+        told(false, &[&save, &save_stop, &stop]),
+        [
+            "0: save: refused: this run can't",
+            "1: save-stop: refused: this run can't",
+            "2: stop: did stop",
+            "stop was asked for"
+        ]
+    );
 }
 
 /// What a run costs beside its worker's own time.

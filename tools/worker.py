@@ -24,17 +24,37 @@ def event(kind, durable=False, **fields):
     log.flush()
     durable and os.fsync(log.fileno())
 
+saves = config["train.save_checkpoints"] == "true"
+commands = {"save": saves, "stop": True, "save-stop": saves, "abort": True}  # start-annealing: there is no schedule
+def checkpoint():
+    part, whole = (run / "checkpoints" / f"step-{step:08}{end}" for end in (".part", ""))
+    if saves and not whole.exists():
+        part.mkdir(parents=True, exist_ok=True)
+        (part / "state.json").write_text(json.dumps([step, x]))
+        part.rename(whole)  # whole or not at all
+        event("checkpoint", durable=True, step=step, path=f"checkpoints/{whole.name}", bytes=0)
+def obey(file):
+    text, command = file.read_bytes(), ""
+    file.unlink()
+    try:
+        command = str(json.loads(text if len(text) <= 4096 else "")["command"])
+    except (ValueError, LookupError, TypeError):
+        event("warning", message=f"control/{file.name}: expected a command, found none")
+    can = commands.get(command, False)
+    if can and command != "abort":
+        checkpoint()
+    stop.extend([f"{command} was asked for"] if can and command != "save" else [])
+    event("control", command=command, outcome=f"did {command}" if can else "refused: this run can't", request=file.stem)
+
 checkpoints = sorted(p for p in run.glob("checkpoints/step-*") if not p.suffix)
 step, x = json.loads((checkpoints[-1] / "state.json").read_text()) if checkpoints else (0, 1.0 + train("seed"))
 event("started", attempt=1 + sum(b'"kind": "started"' in line for line in lines if isinstance(line, bytes)), resumed_from_step=step, pid=os.getpid(), code_version="worker.py", git_commit=None, git_dirty=None, host=os.uname().nodename, device="cpu", device_name="", driver=None, libtorch="", threads=1, seed=int(train("seed")), environment={})
 while step < steps and not stop and step * per_step < rung:
     step, x, loss = step + 1, x - train("learning_rate") * 2 * x, x * x
     event("step", step=step, tokens=step * per_step, loss=loss, learning_rate=train("learning_rate"), grad_norm=abs(2 * x), step_seconds=0.001, tokens_per_second=1000.0 * per_step, peak_allocated=0, peak_reserved=0)
-    stop += ["asked to"] if any(b"stop" in file.read_bytes() for file in run.glob("control/*.json")) else []
-part, whole = run / "checkpoints" / f"step-{step:08}.part", run / "checkpoints" / f"step-{step:08}"
-if not whole.exists():  # whole or not at all
-    part.mkdir(parents=True, exist_ok=True)
-    (part / "state.json").write_text(json.dumps([step, x]))
-    part.rename(whole)
-    event("checkpoint", durable=True, step=step, path=f"checkpoints/{whole.name}", bytes=0)
-event("finished", True, step=step, tokens=step * per_step, seconds=time.monotonic() - began) if step == steps else event("stopped", True, step=step, reason=(stop + ["at its rung"])[0])
+    for file in sorted(run.glob("control/*.json")):
+        obey(file)
+is_aborted = "abort was asked for" in stop
+if not is_aborted:
+    checkpoint()
+event("finished", True, step=step, tokens=step * per_step, seconds=time.monotonic() - began) if step == steps and not is_aborted else event("stopped", True, step=step, reason=(stop + ["at its rung"])[0])
