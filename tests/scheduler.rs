@@ -405,7 +405,8 @@ fn a_paused_sweep_rests_and_goes_on_where_it_was() {
     let said = text(&output.stdout);
     assert!(said.contains("runs: 3 finished\n"), "{said}");
     assert!(
-        text(&output.stderr).contains("paused; 2 runs are at work still"),
+        text(&output.stderr)
+            .contains("paused; 2 runs are at work still; `fathom sweep continue s` lets it go on"),
         "{}",
         text(&output.stderr)
     );

@@ -136,13 +136,13 @@ impl Watcher for Progress {
         self.say(&format!("waiting for {runs} that another process has"));
     }
 
-    fn paused(&self, running: usize) {
+    fn paused(&self, sweep: &str, running: usize) {
         let rest = match running {
             0 => String::new(),
             1 => "; a run is at work still".to_string(),
             _ => format!("; {running} runs are at work still"),
         };
-        self.say(&format!("paused{rest}; `fathom sweep continue` lets it go on"));
+        self.say(&format!("paused{rest}; `fathom sweep continue {sweep}` lets it go on"));
     }
 
     fn continued(&self) {

@@ -82,7 +82,7 @@ pub trait Watcher {
     /// There is nothing to do but wait for `runs` that another process has.
     fn waiting(&self, runs: usize);
     /// The sweep rests; so many runs are at work still.
-    fn paused(&self, running: usize);
+    fn paused(&self, sweep: &str, running: usize);
     /// It goes on.
     fn continued(&self);
     /// The `times`-th interrupt was heard while so many were `running`.

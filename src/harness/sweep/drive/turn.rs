@@ -291,7 +291,7 @@ impl<'t, 'a> Turn<'t, 'a> {
         }
         match asked {
             None => self.driver.watcher.continued(),
-            Some(_) => self.driver.watcher.paused(self.running.len()),
+            Some(_) => self.driver.watcher.paused(&plan.name, self.running.len()),
         }
         self.pause = asked;
         if asked == Some(Pause::Now) && self.told_to_stop == 0 {
