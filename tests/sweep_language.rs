@@ -426,7 +426,7 @@ fn mistakes_of_the_language_are_named_with_their_place() {
             "s.yaml:2: axes: expected at most 10000 points, found 99900",
         ),
         (
-            "axes: { train.max_steps: { int: [0, 9000000] } }",
+            "axes: { train.seed: { int: [0, 9000000] } }",
             "expected at most 10000 values, found 9000001",
         ),
         (
@@ -448,7 +448,7 @@ fn mistakes_of_the_language_are_named_with_their_place() {
 /// Axes of `[0, 1, ... n]`, by key.
 fn axes(sizes: &[usize]) -> String {
     let keys =
-        ["train.max_steps", "train.seed", "eval.every_steps", "train.checkpoint_every_steps"];
+        ["eval.last_stride", "train.seed", "eval.every_steps", "train.checkpoint_every_steps"];
     let axis = |(key, &size): (&&str, &usize)| {
         let values: Vec<String> = (0..size).map(|n| n.to_string()).collect();
         format!("  {key}: [{}]\n", values.join(", "))
@@ -467,19 +467,19 @@ proptest! {
 
     #[test]
     fn zipped_axes_count_once(length in 1usize..5, rest in 1usize..5) {
-        let file = format!("{}zip: [train.max_steps, train.seed]", axes(&[length, length, rest]));
+        let file = format!("{}zip: [eval.last_stride, train.seed]", axes(&[length, length, rest]));
         prop_assert_eq!(plan(&file).unwrap().points.len(), length * rest);
     }
 
     #[test]
     fn an_exclusion_takes_what_it_names(a in 2usize..6, b in 2usize..6, at in 0usize..2) {
-        let file = format!("{}exclude: [{{ train.max_steps: {at} }}]", axes(&[a, b]));
+        let file = format!("{}exclude: [{{ eval.last_stride: {at} }}]", axes(&[a, b]));
         prop_assert_eq!(plan(&file).unwrap().points.len(), (a - 1) * b);
     }
 
     #[test]
     fn constraints_leave_out_what_they_do_not_hold_of(a in 1usize..6, b in 1usize..6, most in 0usize..10) {
-        let file = format!("{}constraints: train.max_steps + train.seed <= {most}", axes(&[a, b]));
+        let file = format!("{}constraints: eval.last_stride + train.seed <= {most}", axes(&[a, b]));
         let expected = (0..a).flat_map(|x| (0..b).map(move |y| x + y)).filter(|sum| *sum <= most).count();
         let found = plan(&file).unwrap();
         prop_assert_eq!((found.points.len(), found.left_out), (expected, a * b - expected));
@@ -489,7 +489,7 @@ proptest! {
     fn a_condition_multiplies_only_where_it_holds(a in 1usize..6, b in 1usize..6) {
         let values: Vec<String> = (0..b).map(|n| n.to_string()).collect();
         let file = format!(
-            "{}  eval.every_steps: {{ values: [{}], when: {{ train.max_steps: 0 }} }}",
+            "{}  eval.every_steps: {{ values: [{}], when: {{ eval.last_stride: 0 }} }}",
             axes(&[a]),
             values.join(", ")
         );
@@ -500,7 +500,7 @@ proptest! {
     fn a_random_sweep_has_as_many_points_as_it_says(count in 1usize..30, seed in 0u32..1000, seeds in 1usize..4) {
         let file = format!(
             "random: {{ count: {count}, seed: {seed} }}\nseeds: {seeds}\n\
-             axes: {{ train.learning_rate: {{ lin: [0.1, 0.7] }}, train.max_steps: {{ int: [-0, 9] }} }}"
+             axes: {{ train.learning_rate: {{ lin: [0.1, 0.7] }}, eval.last_stride: {{ int: [-0, 9] }} }}"
         );
         let points = plan(&file).unwrap().points;
         prop_assert_eq!(points.len(), count * seeds);

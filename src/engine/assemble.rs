@@ -267,8 +267,7 @@ pub fn data(
     describe_packing(config, &train, sink);
 
     let split = &config.eval.split;
-    let evaluates = !config.eval.context_lengths.is_empty() || config.eval.every_steps > 0;
-    let (held_out, held_out_documents) = match evaluates || section.splits.contains_key(split) {
+    let (held_out, held_out_documents) = match config.evaluates() {
         false => (None, Vec::new()),
         true => {
             let samples = Samples::of(&corpus, section, split)?;

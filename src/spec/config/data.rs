@@ -13,7 +13,7 @@ use std::str::FromStr;
 /// The corpus that stands for documents of random tokens.
 pub const RANDOM_CORPUS: &str = "random";
 /// The split that is trained on: without patterns of its own, every document that no other split has.
-const TRAIN: &str = "train";
+pub(super) const TRAIN: &str = "train";
 /// What Python's `random` is seeded with by who has no seed in mind.
 const DEFAULT_SHUFFLE_SEED: u64 = 42;
 

@@ -68,7 +68,7 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Error {
-        unknown("one of", found, expected)
+        unknown("a known value", found, expected)
     }
 
     fn unknown_field(found: &str, expected: &'static [&'static str]) -> Error {

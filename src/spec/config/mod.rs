@@ -565,6 +565,7 @@ impl RunConfig {
             ("train.loss_tile_tokens", self.train.loss_tile_tokens),
             ("train.keep_checkpoints", self.train.keep_checkpoints),
             ("eval.max_windows", self.eval.max_windows),
+            ("train.max_steps", self.train.max_steps.map_or(1, |steps| steps as usize)),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err((key, "expected 1 or more, found `0`".into()));
@@ -578,11 +579,13 @@ impl RunConfig {
             return Err(("train.learning_rate", format!("expected 0 or more, found `{found}`")));
         }
         self.data.complete(self.train.sequence_length)?;
-        if self.train.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
+        if self.train.max_grad_norm.is_some_and(|norm| !(norm > 0.0 && norm.is_finite())) {
             return Err(("train.max_grad_norm", "expected more than 0, or `null`".into()));
         }
-        if self.train.max_loss_ratio.is_nan() || self.train.max_loss_ratio <= 1.0 {
-            return Err(("train.max_loss_ratio", "expected more than 1".into()));
+        let ratio = self.train.max_loss_ratio;
+        if !(ratio > 1.0 && ratio.is_finite()) {
+            let message = format!("expected a number, more than 1, found `{ratio}`");
+            return Err(("train.max_loss_ratio", message));
         }
         if let Some(found) = self.run.threads.filter(|count| !(1..=MAX_THREADS).contains(count)) {
             return Err(("run.threads", format!("expected 1 to {MAX_THREADS}, found `{found}`")));
@@ -629,7 +632,34 @@ impl RunConfig {
         if self.eval.context_lengths.first().is_some_and(|&length| length < 2) {
             return Err(("eval.context_lengths", "expected lengths of 2 or more".into()));
         }
-        Ok(())
+        self.check_split()
+    }
+
+    /// Whether a run of it evaluates: on random documents, or without documents held out, there is nothing to know.
+    pub fn evaluates(&self) -> bool {
+        let asked = !self.eval.context_lengths.is_empty() || self.eval.every_steps > 0;
+        self.data.corpus != RANDOM_CORPUS
+            && (asked || self.data.splits.contains_key(&self.eval.split))
+    }
+
+    /// Refuses a split that is evaluated, or was named, and is not there. The default may be without documents.
+    fn check_split(&self) -> Result<(), (&'static str, String)> {
+        let split = &self.eval.split;
+        let known = || self.data.splits.keys().map(String::as_str).chain([data::TRAIN]);
+        let is_named = *split != default_split();
+        if known().any(|name| name == split) || !(is_named || self.evaluates()) {
+            return Ok(());
+        }
+        let near = nearest(split, known()).map(|near| format!("did you mean `{near}`? "));
+        let mut names: Vec<&str> = known().collect();
+        names.sort_unstable();
+        names.dedup();
+        let message = format!(
+            "expected a split of data.splits, found `{split}`\n  help: {}known here: {}",
+            near.unwrap_or_default(),
+            names.join(", ")
+        );
+        Err(("eval.split", message))
     }
 }
 

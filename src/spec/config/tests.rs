@@ -78,7 +78,12 @@ fn mistakes_say_where_and_what() {
         assert_eq!(refused, format!("run.yaml:7: train.optimizer: {message}"));
     }
     let kind = error(&format!("{SMALL}  optimizer: {{type: adamv}}\n"));
-    assert!(kind.contains("did you mean `adamw`?"), "{kind}");
+    assert!(
+        kind.starts_with(
+            "run.yaml:7: train.optimizer.type: expected a known value, found `adamv`\n  help: did you mean `adamw`?"
+        ),
+        "{kind}"
+    );
     let missing = error(&SMALL.replace("  learning_rate: 1e-5\n", ""));
     assert_eq!(missing, "run.yaml:4: train: expected the key `learning_rate`, found none");
 }
@@ -289,6 +294,39 @@ fn a_run_is_as_long_as_its_tokens_or_its_steps() {
     let neither = read("micro_batch_size: 2").unwrap_err().to_string();
     let expected = "expected the key `total_tokens` or `max_steps`, found neither";
     assert_eq!(neither, format!("run.yaml:4: train: {expected}"));
+    let none = read("max_steps: 0").unwrap_err().to_string();
+    assert_eq!(none, "run.yaml:5: train.max_steps: expected 1 or more, found `0`");
+}
+
+#[test]
+fn the_split_that_is_evaluated_has_to_be_there() {
+    let with = |splits: &str, eval: &str| {
+        let text = SMALL.replace("corpus: texts", &format!("corpus: texts{splits}"));
+        format!("{text}eval: {{{eval}}}\n")
+    };
+    let held_out = ", splits: {validation: [a.txt], test: [b.txt]}";
+    assert_eq!(
+        error(&with(held_out, "split: valid")),
+        "run.yaml:7: eval.split: expected a split of data.splits, found `valid`\n  help: known here: test, train, validation"
+    );
+    assert_eq!(
+        error(&with(held_out, "split: tets")),
+        "run.yaml:7: eval.split: expected a split of data.splits, found `tets`\n  help: did you mean `test`? known here: test, \
+         train, validation"
+    );
+    let unsaid = error(&with("", "context_lengths: [8]"));
+    assert!(
+        unsaid.contains("eval.split: expected a split of data.splits, found `validation`"),
+        "{unsaid}"
+    );
+    for (splits, eval) in [
+        (held_out, "split: test"),
+        (held_out, "context_lengths: [8]"),
+        ("", "split: train"),
+        ("", "last_stride: 0"),
+    ] {
+        read(&with(splits, eval)).unwrap();
+    }
 }
 
 #[test]
@@ -368,7 +406,7 @@ fn data_that_can_not_be_is_refused() {
         ),
         (
             "sample_by: word",
-            "data.sample_by: expected one of, found `word`\n  help: known here: `document`, `line`, `paragraph`",
+            "data.sample_by: expected a known value, found `word`\n  help: known here: `document`, `line`, `paragraph`",
         ),
     ] {
         assert_eq!(refused(keys), format!("run.yaml:2: {message}"));

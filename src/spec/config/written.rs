@@ -66,7 +66,8 @@ impl Written {
         Written::parse(&path.display().to_string(), &text)
     }
 
-    /// Reads YAML text; `name` stands for the file in errors. An empty text is an empty mapping.
+    /// Reads YAML text; `name` stands for the file in errors. An empty text is an empty mapping, and a byte order mark before it
+    /// is no part of it.
     ///
     /// # Errors
     ///
@@ -74,6 +75,7 @@ impl Written {
     pub fn parse(name: &str, text: &str) -> Result<Written> {
         let mut builder =
             Builder { file: name.into(), anchors: HashMap::new(), depth: 0, values: 0 };
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         let mut events = Parser::new_from_str(text).map(|event| {
             event.map_err(|e| {
                 anyhow!(
@@ -356,6 +358,9 @@ fn load_chain(
     })
 }
 
+/// What some editors begin a file of UTF-8 with.
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// How deep lists and mappings may stand in one another, and how many values a file may have, aliases expanded: far above what
 /// people write, and far below what would exhaust the stack or memory.
 const MOST_DEPTH: usize = 100;
@@ -387,7 +392,12 @@ impl Builder {
                 if let Some(tag) = tag.filter(|t| !t.is_yaml_core_schema()) {
                     bail!("{origin}: expected a plain value, found the tag `{tag}`");
                 }
-                (scalar(&text, style), anchor)
+                let node = scalar(&text, style);
+                let is_whole = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || b == b'_');
+                if matches!(node, Node::Float(_)) && is_whole(text.trim_start_matches(['+', '-'])) {
+                    bail!("{origin}: expected whole numbers up to {}, found `{text}`", i64::MAX);
+                }
+                (node, anchor)
             }
             Event::SequenceStart(anchor, _) => {
                 let mut items = Vec::new();
@@ -538,6 +548,20 @@ mod tests {
         );
         assert!(error("a: [1\nb: 2").starts_with("t.yaml:2:"), "{}", error("a: [1\nb: 2"));
         assert!(error("a: !x 1").contains("found the tag `!x`"), "{}", error("a: !x 1"));
+        // Rounded to what a float can hold, it would be another number.
+        assert_eq!(
+            error("a: 9223372036854775807\nb: 18446744073709551615"),
+            "t.yaml:2: expected whole numbers up to 9223372036854775807, found `18446744073709551615`"
+        );
+        assert_eq!(parse("a: 1e30").to_json(), serde_json::json!({"a": 1e30}));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let tree = parse("\u{feff}a: 1\n");
+        assert_eq!(tree.to_json(), serde_json::json!({"a": 1}));
+        assert_eq!(tree.get("a").unwrap().origin.to_string(), "t.yaml:1");
+        assert!(parse("\u{feff}").entries("it").unwrap().is_empty());
     }
 
     /// Neither exhausts the stack or memory.

@@ -25,7 +25,7 @@ use axes::{Choice, Condition, Random, key_choice};
 pub use bisect::{Bisect, PROBE_LAYERS};
 use bisect::{bisect, refuse_beside_search, whole};
 use combine::Groups;
-use fathom_spec::config::written::{Entry, Node, Origin, Written};
+use fathom_spec::config::written::{BYTE_ORDER_MARK, Entry, Node, Origin, Written};
 use fathom_spec::config::{RunConfig, nearest};
 use points::{Made, resolve};
 use report::check_report;
@@ -313,6 +313,7 @@ impl Plan {
 
 /// The opening comment, its lines joined, up to a line that names a command.
 fn question(text: &str) -> Option<String> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
     // An editor's line is no part of it.
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("yaml-language-server"));
