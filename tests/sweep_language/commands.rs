@@ -138,6 +138,76 @@ fn why_names_the_keys_that_make_a_point_new() {
     );
 }
 
+/// A point that ran out of memory is not done while one of its fallbacks is still to be run.
+#[test]
+fn why_knows_of_fallbacks() {
+    let axes = "axes: { train.sequence_length: [16, 64] }\n";
+    let edge = [("SCRIPT_EDGE", "32")];
+    let project = Project::new(axes);
+    project.said(0, &RUN, &edge);
+    assert_eq!(project.said(0, &["sweep", "why", "s.yaml"], &[]), "2 points, 2 done\n");
+    project.sweep(&format!(
+        "{axes}retry: {{ out_of_memory: {{ set: [{{ train.sequence_length: 48 }}, {{ train.sequence_length: 32 }}] }} }}\n"
+    ));
+    let fallback = "sequence_length=64 fallback=sequence_length:48, seed 0: run ";
+    for arguments in [vec!["sweep", "why", "s.yaml"], vec!["sweep", "why", "s.yaml", "1"]] {
+        let said = project.said(0, &arguments, &[]);
+        assert!(
+            said.contains(fallback) && said.contains(": not in the store; the nearest"),
+            "{said}"
+        );
+    }
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert!(said.ends_with("2 points and a fallback, 2 done\n"), "{said}");
+    project.said(0, &RUN, &edge);
+    let said = project.said(0, &["sweep", "why", "s.yaml"], &[]);
+    assert_eq!(said, "2 points and 2 fallbacks, 4 done\n");
+}
+
+#[test]
+fn a_program_reads_the_plan_with_every_digit() {
+    let project = Project::new("axes: { train.total_tokens: [65536, 65540] }\n");
+    let said = project.said(0, &["sweep", "plan", "s.yaml", "--format", "json"], &[]);
+    assert!(said.contains(r#""tokens":65536,"#) && said.contains(r#""tokens":65540,"#), "{said}");
+    let said = project.said(0, &["sweep", "plan", "s.yaml", "--format", "csv"], &[]);
+    assert!(said.contains(",65536,") && said.contains(",65540,"), "{said}");
+    let said = project.said(0, &["sweep", "plan", "s.yaml"], &[]);
+    assert_eq!(said.matches("65.54K").count(), 2, "{said}");
+}
+
+#[test]
+fn none_of_what_has_to_be_there_is_refused() {
+    let project = Project::new("seeds: 1\n");
+    for option in ["--jobs", "--top-up-seeds"] {
+        let said = project.said(2, &["sweep", "run", "s.yaml", option, "0"], &[]);
+        let expected = format!(
+            "invalid value '0' for '{option} <N>': expected a whole number, 1 or more, found `0`"
+        );
+        assert!(said.contains(&expected), "{said}");
+    }
+}
+
+/// A bare name is a file of the current folder, as the check that it is there has it.
+#[test]
+fn the_worker_may_be_named_without_its_folder() {
+    let project = Project::new("seeds: 1\n");
+    std::os::unix::fs::symlink(scripted(), project.path("worker")).unwrap();
+    let said = project.said(0, &RUN, &[("FATHOM_ENGINE", "worker")]);
+    assert!(said.contains("runs: 1 finished\n"), "{said}");
+}
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark() {
+    let project = Project::new("");
+    let base = format!("\u{feff}{}", super::BASE);
+    std::fs::write(project.path("base.yaml"), base).unwrap();
+    std::fs::write(project.path("s.yaml"), "\u{feff}# Which?\nbase: base.yaml\nseeds: 2\n")
+        .unwrap();
+    assert_eq!(project.said(0, &["sweep", "check", "s.yaml"], &[]), "s.yaml: 2 points\n");
+    let plan = fathom::sweep::plan::Plan::read(&project.path("s.yaml"), &[], &[]).unwrap();
+    assert_eq!(plan.question.as_deref(), Some("Which?"));
+}
+
 #[test]
 fn every_point_is_brought_to_so_many_seeds() {
     let project = Project::new("axes: { train.learning_rate: [0.1, 0.2] }\nseeds: [0, 5]\n");

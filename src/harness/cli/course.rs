@@ -5,9 +5,9 @@ use super::plan::{MachineArgs, Planner};
 use super::sweep::Places;
 use crate::run::read_store;
 use crate::run::slurm::Slurm;
-use crate::store::Store;
+use crate::store::{Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{self, Machine, Pause, Seconds, Slots, identify};
+use crate::sweep::drive::{self, Identified, Machine, Pause, Seconds, Slots, identify};
 use crate::sweep::plan::Plan;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -20,7 +20,7 @@ use std::path::Path;
 #[derive(Args)]
 pub struct CourseArgs {
     /// Runs at a time, at most [default: 1; with --devices as many as fit, with Slurm all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     jobs: Option<usize>,
     /// Place runs on these: all, cpu, a GPU's number or UUID; several on one where the predicted memory fits
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -66,7 +66,7 @@ impl CourseArgs {
         // A cluster has a queue of its own.
         let alone = self.devices.is_empty() && self.launcher == Launcher::Local;
         let default = if alone { 1 } else { usize::MAX };
-        self.jobs.unwrap_or(default).max(1)
+        self.jobs.unwrap_or(default)
     }
 
     /// The queue that runs are submitted to, if that is how they are launched.
@@ -107,6 +107,16 @@ impl CourseArgs {
         };
         Ok(Some(Slots::new(machine.choose(&self.devices)?, Box::new(predict))))
     }
+}
+
+/// A number of things of which there has to be one.
+///
+/// # Errors
+///
+/// When it is none, or no number.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| format!("expected a whole number, 1 or more, found `{text}`"))
 }
 
 /// How long runs will take on this machine, for budgets of time.
@@ -162,31 +172,31 @@ fn check_known(places: &Places, name: &str) -> Result<()> {
     )
 }
 
-/// What the plan adds to the status of a point that ran out of memory: its fallbacks, as far as they were needed.
+/// The fallbacks of a point (by its place among the points), as far as they are needed: each with what the store knows of it, and
+/// only the last may be without a result.
 ///
 /// # Errors
 ///
 /// When a fallback can't be resolved, or the store can't be read.
-pub fn fallback(
+pub fn fallbacks(
     plan: &Plan,
     at: usize,
     store: Option<&Store>,
     identities: &mut Identities,
-) -> Result<String> {
-    let mut said = String::new();
-    let Some(store) = store.filter(|_| plan.search.is_none()) else { return Ok(said) };
+) -> Result<Vec<(Identified, Option<Status>)>> {
+    let mut needed = Vec::new();
+    let Some(store) = store.filter(|_| plan.search.is_none()) else { return Ok(needed) };
     let own = identify(&plan.points[at..=at], identities)?.remove(0);
     let mut status = store.status(&own.run_id())?;
     for step in 0..plan.schedule.fallbacks.len() {
-        if status != Some(crate::store::Status::OutOfMemory) {
+        if status != Some(Status::OutOfMemory) {
             break;
         }
         let point = identify(&[plan.fallback(at, step)?], identities)?.remove(0);
         status = store.status(&point.run_id())?;
-        let name = status.map_or("missing".to_string(), |status| status.to_string());
-        said += &format!(", its fallback {}: {name}", point.run_id());
+        needed.push((point, status));
     }
-    Ok(said)
+    Ok(needed)
 }
 
 /// What the plan says of halving, fallbacks and the budget, with what of it the sweep has taken by now.

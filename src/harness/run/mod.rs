@@ -41,7 +41,8 @@ pub const WORKER_VARIABLE: &str = "FATHOM_ENGINE";
 pub fn find_worker() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(WORKER_VARIABLE).map(PathBuf::from) {
         if path.is_file() {
-            return Ok(path);
+            // A bare name would be looked for on the PATH when it is started.
+            return Ok(std::path::absolute(path)?);
         }
         bail!("{WORKER_VARIABLE}: expected a program, found none at {}", path.display());
     }

@@ -55,7 +55,7 @@ pub enum SweepCommand {
 #[derive(Args)]
 struct PointArgs {
     /// Bring every point to N seeds, of those that are finished first; later runs of the sweep keep them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = course::at_least_one)]
     top_up_seeds: Option<usize>,
     /// Refuse results that other code made than today's
     #[arg(long)]
@@ -188,20 +188,28 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                     store.as_ref().map(|store| store.status(&run_id)).transpose()?.flatten();
                 let now = |said| status_now(&args.places.results, &run_id, said).to_string();
                 let status = status.map_or("missing".to_string(), now);
-                let fallback = course::fallback(&plan, index, store.as_ref(), &mut identities)?;
-                (run_id.0, status + &fallback)
+                let fallbacks = course::fallbacks(&plan, index, store.as_ref(), &mut identities)?;
+                let told = fallbacks.iter().map(|(point, status)| {
+                    let status = status.map_or("missing".to_string(), |status| status.to_string());
+                    format!(", its fallback {}: {status}", point.run_id())
+                });
+                (run_id.0, status + &told.collect::<String>())
             }
             Err(error) => {
                 unknown.get_or_insert_with(|| format!("{error:#}"));
                 ("unknown".to_string(), "missing".to_string())
             }
         };
-        let tokens = point.config.train.total_tokens.to_string();
+        let tokens = point.config.train.total_tokens;
+        let tokens = match args.format.is_for_people() {
+            true => Cell::Text(tokens.to_string()),
+            false => Cell::Integer(tokens.0 as i64),
+        };
         let mut row = vec![
             Cell::Integer(index as i64),
             point.label.clone().into(),
             Cell::Integer(point.seed as i64),
-            tokens.into(),
+            tokens,
             run_id.into(),
             status.into(),
         ];

@@ -1,8 +1,8 @@
 //! `fathom sweep why`: what makes a point another run than all that are finished.
 
 use super::{Places, Settings, seeds, template_folders};
-use crate::cli::exit;
 use crate::cli::table::{Cell, Format, Table, print};
+use crate::cli::{course, exit};
 use crate::run::read_store;
 use crate::store::{Run, Store};
 use crate::sweep::Identities;
@@ -41,12 +41,21 @@ pub fn run(args: &WhyArgs) -> Result<u8> {
     let points = identify(&plan.foreseen()?, &mut identities)?;
     let asked = match &args.point {
         Some(text) => named(&points, text, &plan)?,
-        None => points.iter().collect(),
+        None => (0..points.len()).collect(),
     };
     let finished = store.as_ref().map(Finished::of).transpose()?.unwrap_or_default();
     let mut text = String::new();
     let mut done = 0;
-    for point in asked {
+    let mut with_fallbacks = Vec::new();
+    for at in asked {
+        with_fallbacks.push(points[at].clone());
+        let fallbacks = course::fallbacks(&plan, at, store.as_ref(), &mut identities)?;
+        // One that is the run of another point is that point's.
+        let is_own =
+            |fallback: &Identified| !points.iter().any(|point| point.run_id() == fallback.run_id());
+        with_fallbacks.extend(fallbacks.into_iter().map(|(point, _)| point).filter(is_own));
+    }
+    for point in &with_fallbacks {
         let run = store.as_ref().map(|store| store.run(&point.run_id())).transpose()?.flatten();
         let why = finished.why(point, run);
         if args.point.is_none() && matches!(why, Why::Done(_)) {
@@ -58,24 +67,31 @@ pub fn run(args: &WhyArgs) -> Result<u8> {
         text += &told(&why, store.as_ref())?;
     }
     if args.point.is_none() {
-        text += &format!("{} points, {done} done\n", points.len());
+        let fallbacks = match with_fallbacks.len() - points.len() {
+            0 => String::new(),
+            1 => " and a fallback".to_string(),
+            n => format!(" and {n} fallbacks"),
+        };
+        text += &format!("{} points{fallbacks}, {done} done\n", points.len());
     }
     print(&text)?;
     Ok(exit::OK)
 }
 
-/// The points that a label (of any seed), a position or a run names.
-fn named<'a>(points: &'a [Identified], text: &str, plan: &Plan) -> Result<Vec<&'a Identified>> {
-    let by_label: Vec<&Identified> = points.iter().filter(|p| p.point.label == text).collect();
+/// The places of the points that a label (of any seed), a position or a run names.
+fn named(points: &[Identified], text: &str, plan: &Plan) -> Result<Vec<usize>> {
+    let all = || points.iter().enumerate();
+    let by_label: Vec<usize> =
+        all().filter(|(_, p)| p.point.label == text).map(|(at, _)| at).collect();
     if !by_label.is_empty() {
         return Ok(by_label);
     }
-    if let Some(point) = text.parse::<usize>().ok().and_then(|at| points.get(at)) {
-        return Ok(vec![point]);
+    if let Some(at) = text.parse::<usize>().ok().filter(|at| *at < points.len()) {
+        return Ok(vec![at]);
     }
-    let of_run = |p: &&Identified| text.len() >= 4 && p.run_id().0.starts_with(text);
-    if let Some(point) = points.iter().find(of_run) {
-        return Ok(vec![point]);
+    let of_run = |p: &Identified| text.len() >= 4 && p.run_id().0.starts_with(text);
+    if let Some((at, _)) = all().find(|(_, p)| of_run(p)) {
+        return Ok(vec![at]);
     }
     let near = nearest(text, points.iter().map(|p| p.point.label.as_str()));
     let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
