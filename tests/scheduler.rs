@@ -668,6 +668,15 @@ fn mistakes_in_the_course_are_named_with_their_place() {
         said.contains("search.halving.metric: expected a scalar that every run logs"),
         "{said}"
     );
+    // This worker evaluates nothing, whatever it is told.
+    project.sweep("search: { halving: { rungs: [320] } }");
+    let output = project.run(&scripted());
+    exits(&output, 1);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("before its first rung, found no `eval_loss.validation` of run"),
+        "{said}"
+    );
 }
 
 /// A pager that was closed, or a full disk behind a log of the terminal, is no reason to stop.

@@ -106,6 +106,34 @@ fn points_that_are_one_run_are_refused_before_anything_runs() {
     assert!(!project.results().join("runs").exists());
 }
 
+/// The corpus is read for a run's identity anyway: what no run would find in it is told before one is begun.
+#[test]
+fn splits_without_documents_are_refused_before_anything_runs() {
+    let project = Project::new();
+    project.sweep("axes: { data.splits.validation: [[held_out.txt], [held_out.tx]] }");
+    for command in ["plan", "run"] {
+        let output = project.fathom(&scripted(), &["sweep", command, "s.yaml"]).output().unwrap();
+        exits(&output, 1);
+        let said = text(&output.stderr);
+        assert!(
+            said.contains(
+                "data.splits.validation[0]: expected a pattern that matches a document, found `held_out.tx`\n  help: the nearest names \
+                 are held_out.txt"
+            ),
+            "{said}"
+        );
+    }
+    project.sweep("set: { data.splits: { validation: ['*'] } }");
+    let output = project.fathom(&scripted(), &["sweep", "plan", "s.yaml"]).output().unwrap();
+    exits(&output, 1);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("data.splits.train: expected documents that are in no other split"),
+        "{said}"
+    );
+    assert!(!project.results().join("runs").exists());
+}
+
 #[test]
 fn ranges_are_what_a_person_would_have_written() {
     let project = Project::new();

@@ -308,8 +308,7 @@ fn ranges_and_searches_that_have_nothing_between_their_ends_are_refused() {
             "search.halving.rungs: expected rungs a step apart or more (32 tokens), found 10 and 20",
         ),
     ]);
-    plan("search: { halving: { rungs: [100, 1280] } }").unwrap();
-    // Both ends as they are written, and as many digits between as tell the values apart.
+    plan("search: { halving: { metric: loss, rungs: [100, 1280] } }").unwrap();
     let lin = "axes: { train.learning_rate: { lin: [1.0001, 1.0005], count: 3 } }";
     assert_eq!(values(lin, "train.learning_rate"), [1.0001, 1.0003, 1.0005]);
     let lin = "axes: { train.sequence_length: { lin: [4096, 8K], count: 3 } }";

@@ -57,6 +57,18 @@ pub struct Step {
     pub peak_reserved: u64,
 }
 
+/// What every step logs.
+pub const STEP_SCALARS: [&str; 8] = [
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "step_seconds",
+    "tokens_per_second",
+    "tokens",
+    "peak_allocated",
+    "peak_reserved",
+];
+
 impl Step {
     /// That of an event, if it is of a step.
     pub fn of(event: &Event) -> Option<Step> {
@@ -91,16 +103,17 @@ impl Step {
 
     /// Its scalars under their names, always in this order.
     pub fn scalars(&self) -> [(&'static str, f64); 8] {
-        [
-            ("loss", self.loss),
-            ("learning_rate", self.learning_rate),
-            ("grad_norm", self.grad_norm),
-            ("step_seconds", self.step_seconds),
-            ("tokens_per_second", self.tokens_per_second),
-            ("tokens", self.tokens as f64),
-            ("peak_allocated", self.peak_allocated as f64),
-            ("peak_reserved", self.peak_reserved as f64),
-        ]
+        let values = [
+            self.loss,
+            self.learning_rate,
+            self.grad_norm,
+            self.step_seconds,
+            self.tokens_per_second,
+            self.tokens as f64,
+            self.peak_allocated as f64,
+            self.peak_reserved as f64,
+        ];
+        std::array::from_fn(|at| (STEP_SCALARS[at], values[at]))
     }
 }
 

@@ -33,7 +33,7 @@ pub use curate::Labels;
 pub use history::{Attempt, MetricSummary};
 pub use ingest::Ingested;
 pub use journal::Journal;
-pub use lines::Step;
+pub use lines::{STEP_SCALARS, Step};
 pub use query::{
     Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
 };

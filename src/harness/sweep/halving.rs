@@ -15,7 +15,9 @@
 //! would depend on the machine; a setting of the configuration would make another run of it.
 
 use super::plan::{Plan, Point, known};
+use crate::store::STEP_SCALARS;
 use anyhow::{Context, Result, bail};
+use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Node, Origin, Written};
 use fathom_spec::units::Tokens;
 use std::collections::BTreeSet;
@@ -31,6 +33,8 @@ pub struct Halving {
     pub keep: f64,
     /// Where the rungs stand, each.
     origins: Vec<Origin>,
+    /// Where the metric stands, or the search that has the default.
+    metric_origin: Origin,
 }
 
 impl Halving {
@@ -58,6 +62,7 @@ impl Halving {
                 format!("{}: {PLACE}: expected the key `{key}`, found none", written.origin)
             })
         };
+        let metric_origin = written.get("metric").unwrap_or(written).origin.clone();
         let metric = match written.get("metric") {
             Some(metric) => metric.text("search.halving.metric")?.to_string(),
             None => "eval_loss.validation".to_string(),
@@ -79,13 +84,13 @@ impl Halving {
             Some(keep) => share(keep)?,
             None => 1.0 / 3.0,
         };
-        Ok(Some(Halving { metric, rungs, keep, origins }))
+        Ok(Some(Halving { metric, rungs, keep, origins, metric_origin }))
     }
 
     /// # Errors
     ///
     /// When a point has no rung before its end, or writes no checkpoint that it could go on from; when a rung lies past the end
-    /// of all points, or two are reached by one step.
+    /// of all points, or two are reached by one step; when a point does not log the metric.
     pub fn check(&self, plan: &Plan) -> Result<()> {
         let longest = plan.points.iter().map(|point| point.config.train.total_tokens).max();
         for (at, (rung, origin)) in self.rungs.iter().zip(&self.origins).enumerate() {
@@ -131,7 +136,31 @@ impl Halving {
                 );
             }
         }
-        Ok(())
+        plan.points.iter().try_for_each(|point| self.check_metric(point))
+    }
+
+    fn check_metric(&self, point: &Point) -> Result<()> {
+        let (config, metric) = (&point.config, self.metric.as_str());
+        let of_split = config.evaluates().then(|| format!("eval_loss.{}", config.eval.split));
+        let known = || STEP_SCALARS.into_iter().chain(of_split.as_deref());
+        if known().any(|scalar| scalar == metric) {
+            return Ok(());
+        }
+        let near = nearest(metric, known()).map(|near| format!("did you mean `{near}`? "));
+        let none = match of_split {
+            Some(_) => "",
+            None => {
+                "; `eval_loss.SPLIT` where the evaluated split has text (data.splits, eval.split)"
+            }
+        };
+        bail!(
+            "{}: search.halving.metric: expected a scalar that every run logs, found `{metric}`, which `{}` does not\n  help: \
+             {}known here: {}{none}",
+            self.metric_origin,
+            point.label,
+            near.unwrap_or_default(),
+            known().collect::<Vec<_>>().join(", ")
+        )
     }
 
     /// Where a run of `total` tokens is stopped on its way; the last is its end.

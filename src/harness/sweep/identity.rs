@@ -1,11 +1,11 @@
 //! What a run's configuration names, by content: digests of model, tokenizer and data, and the hashes made of them.
 
 use crate::store::SavedIdentity;
-use anyhow::{Context, Result};
-use fathom_data::corpus::Corpus;
+use anyhow::{Context, Result, anyhow};
+use fathom_data::corpus::{Corpus, TRAIN};
 use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::{Digests, RANDOM_CORPUS, RunConfig};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Computes identities, and reads each file once however many points name it.
@@ -13,13 +13,16 @@ use std::path::{Path, PathBuf};
 pub struct Identities {
     models: HashMap<String, String>,
     tokenizers: HashMap<String, String>,
-    corpora: HashMap<String, String>,
+    /// Their documents without the texts.
+    corpora: HashMap<String, Corpus>,
+    /// Corpora and splits (as JSON) that were seen to go together.
+    splits: HashSet<(String, String)>,
 }
 
 impl Identities {
     /// # Errors
     ///
-    /// When a file that the configuration names can't be read: with the key that names it.
+    /// When a file that the configuration names can't be read: with the key that names it. As [`Identities::check_splits`].
     pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<SavedIdentity> {
         let model = match (&config.model.path, &config.model.config) {
             (Some(path), _) => {
@@ -40,11 +43,42 @@ impl Identities {
         };
         let data = match config.data.corpus.as_str() {
             RANDOM_CORPUS => RANDOM_CORPUS.to_string(),
-            corpus => cached(&mut self.corpora, corpus, |spec| Ok(Corpus::open(spec)?.digest()))
-                .context("data.corpus")?,
+            corpus => self.corpus_digest(corpus).context("data.corpus")?,
         };
+        self.check_splits(config)?;
         let digests = Digests { model, tokenizer, data };
         Ok(SavedIdentity { identity: config.identity(&digests), digests, created_at })
+    }
+
+    fn corpus_digest(&mut self, spec: &str) -> Result<String> {
+        if let Some(known) = self.corpora.get(spec) {
+            return Ok(known.digest());
+        }
+        let mut corpus = Corpus::open(spec)?;
+        corpus.documents.iter_mut().for_each(|document| document.text = String::new());
+        let digest = corpus.digest();
+        self.corpora.insert(spec.to_string(), corpus);
+        Ok(digest)
+    }
+
+    /// Looks for the documents of every split, in a corpus that was read for an identity.
+    ///
+    /// # Errors
+    ///
+    /// When a pattern matches no document, or none is left to train on: every run would fail of it.
+    pub fn check_splits(&mut self, config: &RunConfig) -> Result<()> {
+        let data = &config.data;
+        let Some(corpus) = self.corpora.get(&data.corpus) else { return Ok(()) };
+        let splits = serde_json::to_string(&data.splits).expect("names are plain data");
+        let pair = (data.corpus.clone(), splits);
+        if self.splits.contains(&pair) {
+            return Ok(());
+        }
+        for split in data.splits.keys().map(String::as_str).chain([TRAIN]) {
+            corpus.split(&data.splits, split).map_err(|error| anyhow!("data.{error:#}"))?;
+        }
+        self.splits.insert(pair);
+        Ok(())
     }
 }
 

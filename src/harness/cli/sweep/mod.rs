@@ -19,7 +19,7 @@ use crate::sweep::code::{self, Code};
 use crate::sweep::drive::{Driver, Ended, Identified, Summary, identify, refuse_same_run};
 use crate::sweep::plan::{Bisect, Plan};
 use crate::sweep::search::Search;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use fathom_spec::config::parse_assignment;
 use fathom_spec::config::written::Written;
@@ -196,6 +196,8 @@ fn plan(args: &PlanArgs) -> Result<u8> {
                 (run_id.0, status + &told.collect::<String>())
             }
             Err(error) => {
+                let of_point = || format!("point `{}`", point.label);
+                identities.check_splits(&point.config).with_context(of_point)?;
                 unknown.get_or_insert_with(|| format!("{error:#}"));
                 ("unknown".to_string(), "missing".to_string())
             }
