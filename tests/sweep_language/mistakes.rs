@@ -311,10 +311,81 @@ fn ranges_and_searches_that_have_nothing_between_their_ends_are_refused() {
     plan("search: { halving: { metric: loss, rungs: [100, 1280] } }").unwrap();
     let lin = "axes: { train.learning_rate: { lin: [1.0001, 1.0005], count: 3 } }";
     assert_eq!(values(lin, "train.learning_rate"), [1.0001, 1.0003, 1.0005]);
-    let lin = "axes: { train.sequence_length: { lin: [4096, 8K], count: 3 } }";
-    assert_eq!(values(lin, "train.sequence_length"), [4096, 6050, 8000]);
-    let log = "axes: { train.learning_rate: { log: [1e-5, 1e-3], count: 5 } }";
-    assert_eq!(values(log, "train.learning_rate"), [1e-5, 3.16e-5, 1e-4, 3.16e-4, 1e-3]);
+}
+
+/// What every run would fail of, or not obey.
+#[test]
+fn what_no_run_could_do_is_refused() {
+    check(&[
+        (
+            "set: { eval.split: valid }",
+            "s.yaml:2: eval.split: expected a split of data.splits, found `valid`\n  help: known here: train",
+        ),
+        (
+            "eval: { split: validatoin }\nset: { data: { corpus: texts, splits: { validation: [a] } } }",
+            "s.yaml:2: eval.split: expected a split of data.splits, found `validatoin`\n  help: did you mean `validation`?",
+        ),
+        (
+            "search: { halving: { metric: los, rungs: [100] } }",
+            "s.yaml:2: search.halving.metric: expected a scalar that every run logs, found `los`, which `base` does not\n  help: did \
+             you mean `loss`? known here: loss, learning_rate, grad_norm, step_seconds, tokens_per_second, tokens, \
+             peak_allocated, peak_reserved; `eval_loss.SPLIT` where the evaluated split has text (data.splits, eval.split)",
+        ),
+        (
+            "axes: { train.learning_rate: [1, 2] }\nsearch: { halving: { rungs: [100] } }",
+            "s.yaml:3: search.halving.metric: expected a scalar that every run logs, found `eval_loss.validation`, which \
+             `learning_rate=1` does not",
+        ),
+        (
+            "set: { data: { corpus: texts, splits: { test: [a] } }, eval.split: test }\nsearch: { halving: { rungs: [100] } }",
+            "found `eval_loss.validation`, which `base` does not\n  help: known here: loss, learning_rate, grad_norm, step_seconds, \
+             tokens_per_second, tokens, peak_allocated, peak_reserved, eval_loss.test",
+        ),
+        ("axes: { train.max_steps: [0, 1] }", "train.max_steps: expected 1 or more, found `0`"),
+        (
+            "axes: { train.learning_rate: [.nan, .inf] }",
+            "s.yaml:2: axes.train.learning_rate[0]: expected a finite number, found `NaN`",
+        ),
+        (
+            "axes:\n  a:\n    b: { train.max_grad_norm: -.inf }",
+            "s.yaml:4: axes.a.b.train.max_grad_norm: expected a finite number, found `-inf`\n  help: `null` is written where there is no \
+             bound",
+        ),
+        (
+            &format!("name: {}", "n".repeat(201)),
+            "s.yaml:2: name: expected at most 200 bytes, as files are called by it, found 201",
+        ),
+    ]);
+    let splits = "set: { data: { corpus: texts, splits: { validation: [a] } } }\n";
+    plan(&format!("{splits}search: {{ halving: {{ rungs: [100] }} }}")).unwrap();
+    plan(&format!("name: {}", "n".repeat(200))).unwrap();
+}
+
+/// Where there is no order between two values, a comparison has no answer.
+#[test]
+fn comparisons_of_what_has_no_order_are_refused() {
+    check(&[
+        (
+            "constraints: train.max_steps <= 5",
+            "s.yaml:2: constraints[0]: expected two numbers or two words beside `<=`, found `train.max_steps` (null) and \
+             `5`\n  help: `train.max_steps is none or …` says what holds where there is none",
+        ),
+        (
+            "axes: { train.micro_batch_size: [1, 2] }\nconstraints: [train.micro_batch_size <= '2']",
+            "s.yaml:3: constraints[0]: expected two numbers or two words beside `<=`, found `train.micro_batch_size` (1) and \
+             `'2'`\n  help: what stands in quotes is a word",
+        ),
+        (
+            "derive: { train.micro_batch_size: \"2 if train.optimizer.type > 1 else 1\" }",
+            "s.yaml:2: derive.train.micro_batch_size: expected two numbers or two words beside `>`, found `train.optimizer.type`",
+        ),
+        (
+            "constraints: train.max_stps <= 5",
+            "constraints[0]: expected names of the point's configuration, found `train.max_stps`",
+        ),
+    ]);
+    let guarded = "axes: { train.max_steps: [null, 3, 9] }\nconstraints: train.max_steps is none or train.max_steps <= 5";
+    assert_eq!(values(guarded, "train.max_steps"), [serde_json::json!(null), 3.into()]);
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! From a sweep file to points: every one resolved to a complete `RunConfig` before the first run starts.
 //!
 //! `axes` reads what is varied, `combine` makes the grid or the random draws of it, `rules` are what follows of a point's values
-//! (conditional settings, derived values in the order of `derive`, constraints), `points` resolves them, `seeds` brings them to
+//! (conditional settings, derived values in the order of `derive`, constraints, whose values `compare` orders), `points` resolves them, `seeds` brings them to
 //! more seeds, `lost` refuses what none of them would have; `bisect` and `report` read what is searched and reported. [`schema`]
 //! tells editors all of it, [`wandb`] brings the sweep files of Weights & Biases.
 
 mod axes;
 mod bisect;
 mod combine;
+mod compare;
 mod derive;
 mod lost;
 mod points;
@@ -112,6 +113,9 @@ const KEYS: [&str; 15] = [
 /// The most points that a sweep may have: beyond, a mistake is likelier than a plan.
 const MOST_POINTS: usize = 10_000;
 
+/// The longest name of a sweep in bytes: those of its files are longer, and may have 255.
+const LONGEST_NAME: usize = 200;
+
 impl Plan {
     /// Reads a sweep file. `search_path` is where base configurations are looked for, after the sweep file's own folder;
     /// `overrides` are assignments of the command line, laid over everything but the axes.
@@ -155,6 +159,7 @@ impl Plan {
             known(entry, &[&KEYS[..], &schedule::KEYS].concat(), "the sweep file")?;
         }
         refuse_empty(&tree)?;
+        refuse_no_numbers(&tree, "")?;
         let name = match tree.get("name") {
             Some(name) => name.text("name")?.to_string(),
             None => path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned()),
@@ -163,6 +168,13 @@ impl Plan {
         if name.is_empty() || name.contains(is_bad) || name.starts_with('.') {
             let place = tree.get("name").map_or(file, |name| name.origin.to_string());
             bail!("{place}: name: expected a name that can be a folder's, found `{name}`");
+        }
+        if name.len() > LONGEST_NAME {
+            let place = tree.get("name").map_or(file, |name| name.origin.to_string());
+            bail!(
+                "{place}: name: expected at most {LONGEST_NAME} bytes, as files are called by it, found {}",
+                name.len()
+            );
         }
         let base = Base::read(&tree, search_path, overrides)?;
         let random = tree.get("random").map(Random::read).transpose()?;
@@ -339,6 +351,30 @@ fn refuse_empty(tree: &Written) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `.nan` and `.inf` are no values of a configuration, which is kept as JSON.
+fn refuse_no_numbers(written: &Written, place: &str) -> Result<()> {
+    match &written.node {
+        Node::Float(x) if !x.is_finite() => {
+            let help =
+                if x.is_nan() { "" } else { "\n  help: `null` is written where there is no bound" };
+            bail!(
+                "{}: {place}: expected a finite number, found {}{help}",
+                written.origin,
+                written.describe()
+            )
+        }
+        Node::List(items) => items
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, item)| refuse_no_numbers(item, &format!("{place}[{at}]"))),
+        Node::Map(entries) => entries.iter().try_for_each(|entry| {
+            let dot = if place.is_empty() { "" } else { "." };
+            refuse_no_numbers(&entry.value, &format!("{place}{dot}{}", entry.key))
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a key that is none of `keys`.

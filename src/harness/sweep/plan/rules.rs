@@ -2,10 +2,11 @@
 //! (`derive`), and what has to hold of a point for it to be run (`constraints`).
 //!
 //! Expressions are minijinja's. They see the point's complete configuration by its key paths, the axes without a dot by their
-//! names, and all axes as `axes["train.learning_rate"]`; a name that is not there is an error. What is derived is read as it is
-//! derived, in whatever order the file has it.
+//! names, and all axes as `axes["train.learning_rate"]`; a name that is not there is an error, and so is an order between values
+//! that have none (`compare`). What is derived is read as it is derived, in whatever order the file has it.
 
 use super::axes::{Choice, Condition, conditions};
+use super::compare::{self, Mismatch};
 use super::derive::{Derive, in_order};
 use super::lost::{keys_of, replaces};
 use super::{Bisect, Point, known};
@@ -47,6 +48,7 @@ pub(super) struct Expression {
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    compare::add_filter(&mut environment);
     environment
 });
 
@@ -333,15 +335,19 @@ impl Expression {
             ),
         };
         let expression = Expression { text, place, origin: written.origin.clone() };
-        expression.compiled()?;
+        expression.compiled(expression.text.clone())?;
         Ok(expression)
     }
 
-    fn compiled(&self) -> Result<minijinja::Expression<'static, 'static>> {
-        ENVIRONMENT.compile_expression_owned(self.text.clone()).map_err(|error| self.wrong(&error))
+    fn compiled(&self, text: String) -> Result<minijinja::Expression<'static, 'static>> {
+        ENVIRONMENT.compile_expression_owned(text).map_err(|error| self.wrong(&error))
     }
 
     fn wrong(&self, error: &minijinja::Error) -> anyhow::Error {
+        let source = std::error::Error::source(error);
+        if let Some(mismatch) = source.and_then(|source| source.downcast_ref::<Mismatch>()) {
+            return anyhow!("{}: {}: {mismatch}", self.origin, self.place);
+        }
         let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
         anyhow!(
             "{}: {}: expected an expression, found `{}`: {what}",
@@ -358,14 +364,15 @@ impl Expression {
 
     /// The key paths that it reads.
     pub(super) fn names(&self) -> Vec<String> {
-        let names = self.compiled().map(|compiled| compiled.undeclared_variables(true));
+        let compiled = self.compiled(self.text.clone());
+        let names = compiled.map(|compiled| compiled.undeclared_variables(true));
         let mut names: Vec<String> = names.unwrap_or_default().into_iter().collect();
         names.sort();
         names
     }
 
     fn value(&self, context: &Value) -> Result<Value> {
-        let value = self.compiled()?.eval(from_json(context));
+        let value = self.compiled(compare::checked(&self.text))?.eval(from_json(context));
         let value = value.map_err(|error| match self.unknown_name(context) {
             Some(unknown) => unknown,
             None => self.wrong(&error),
