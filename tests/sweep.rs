@@ -139,7 +139,7 @@ fn ranges_are_what_a_person_would_have_written() {
     let project = Project::new();
     assert_eq!(
         project.points(
-            "axes: { train.learning_rate: { log: [1e-5, 1e-3], count: 5 } }",
+            "axes: { train.learning_rate: { log: [1e-5, 1e-3], count: 5, digits: 3 } }",
             "train.learning_rate"
         ),
         [
@@ -148,6 +148,17 @@ fn ranges_are_what_a_person_would_have_written() {
             "learning_rate=1e-4, 0: 0.0001",
             "learning_rate=3.16e-4, 0: 0.000316",
             "learning_rate=1e-3, 0: 0.001",
+        ]
+    );
+    assert_eq!(
+        project.points(
+            "axes: { train.learning_rate: { log: [1e-5, 1e-3], count: 3 } }",
+            "train.learning_rate"
+        ),
+        [
+            "learning_rate=1e-5, 0: 0.00001",
+            "learning_rate=1e-4, 0: 0.0001",
+            "learning_rate=1e-3, 0: 0.001"
         ]
     );
     assert_eq!(

@@ -5,6 +5,8 @@
 mod commands;
 #[path = "sweep_language/mistakes.rs"]
 mod mistakes;
+#[path = "sweep_language/ranges.rs"]
+mod ranges;
 #[path = "sweep_language/schema.rs"]
 mod schema;
 #[path = "sweep_language/seeds.rs"]

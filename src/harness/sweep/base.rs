@@ -11,13 +11,13 @@
 //! templates are rendered anew with it; a key path is laid over what comes of them. Relative paths among the values start at
 //! the folder fathom is run in, as those of key paths do.
 
-use super::plan::known;
+use super::plan::{known, schema};
 use anyhow::{Context, Result, anyhow, bail};
 use fathom_spec::components::run;
 use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Node, Written, load_from};
 use fathom_spec::project::Project;
-use fathom_spec::project::dynamic::{self, Action, DynamicArg};
+use fathom_spec::project::dynamic::{self, Action, ArgType, DynamicArg};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -114,6 +114,18 @@ impl Base {
         }
     }
 
+    /// Whether a key path, or an option of the project, takes whole numbers only.
+    pub fn takes_whole(&self, key: &str) -> bool {
+        match self {
+            Base::Project(base) if !key.contains('.') => {
+                let name = variable(key);
+                let mut options = base.declared.iter();
+                options.any(|option| option.variable == name && option.kind == ArgType::Int)
+            }
+            _ => schema::takes_whole(key),
+        }
+    }
+
     /// What the templates of all points so far make otherwise than it was written.
     pub fn notes(&self) -> Vec<String> {
         let Base::Project(base) = self else { return Vec::new() };
@@ -175,7 +187,7 @@ impl OfProject {
             assigned.settings.push((key.to_string(), value.clone()));
             return Ok(());
         }
-        let name = key.trim_start_matches('-').replace('-', "_");
+        let name = variable(key);
         let Some(option) = self.declared.iter().find(|arg| arg.variable == name) else {
             let names = || self.declared.iter().map(|arg| arg.variable.as_str());
             let near = nearest(&name, names());
@@ -233,6 +245,11 @@ impl OfProject {
         }
         run::resolve(&rendered.graph()?, &Map::new())
     }
+}
+
+/// An option's variable, however the option is written: `seq_len`, `--seq-len`.
+fn variable(option: &str) -> String {
+    option.trim_start_matches('-').replace('-', "_")
 }
 
 /// The value of an option as its declared type; `null` takes the option away.

@@ -1,6 +1,7 @@
 //! What a sweep varies: lists, ranges, distributions and named variants, each perhaps only where other axes have given values.
 
 use super::{MOST_POINTS, SEED, known, plain, same};
+use crate::sweep::base::Base;
 use anyhow::{Result, anyhow, bail};
 use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Entry, Node, Origin, Written};
@@ -58,6 +59,10 @@ pub(super) struct Distribution {
     low: f64,
     high: f64,
     multiple_of: Option<f64>,
+    /// So many significant digits of evenly spaced values; all of them if not given.
+    digits: Option<usize>,
+    /// The key takes whole numbers.
+    whole: bool,
     origin: Origin,
 }
 
@@ -70,6 +75,9 @@ enum Scale {
     /// Whole numbers, each as likely as another.
     Int,
 }
+
+/// The most significant digits that tell two numbers apart.
+pub(super) const MOST_DIGITS: usize = 17;
 
 /// The keys that make a mapping the definition of an axis, and not its named variants.
 const DEFINING: [&str; 6] = ["log", "lin", "int", "values", "variants", "when"];
@@ -98,11 +106,11 @@ impl Random {
 }
 
 /// Every axis, the seeds last.
-pub(super) fn read(tree: &Written, random: bool) -> Result<Vec<Axis>> {
+pub(super) fn read(tree: &Written, random: bool, base: &Base) -> Result<Vec<Axis>> {
     let mut axes = Vec::new();
     if let Some(written) = tree.get("axes") {
         for entry in written.entries("axes")? {
-            let axis = axis(entry, random)?;
+            let axis = axis(entry, random, base)?;
             if matches!(&axis.values, Values::Listed(choices) if choices.is_empty()) {
                 bail!(
                     "{}: axes.{}: expected at least one value, found none",
@@ -149,12 +157,12 @@ pub(super) fn key_choice(key: &str, value: Written) -> Choice {
     }
 }
 
-fn axis(entry: &Entry, random: bool) -> Result<Axis> {
+fn axis(entry: &Entry, random: bool, base: &Base) -> Result<Axis> {
     let (key, value) = (&entry.key, &entry.value);
     match &value.node {
         Node::List(items) => Ok(listed(key, values(key, items))),
         Node::Map(entries) if entries.iter().any(|e| DEFINING.contains(&e.key.as_str())) => {
-            defined(key, value, random)
+            defined(key, value, random, base)
         }
         Node::Map(_) => Ok(listed(key, variants(key, value)?)),
         _ => bail!(
@@ -190,11 +198,12 @@ fn variants(key: &str, written: &Written) -> Result<Vec<Choice>> {
 }
 
 /// An axis by the keys of its definition: one of `values`, `variants`, `log`, `lin` and `int`, and when it is there.
-fn defined(key: &str, written: &Written, random: bool) -> Result<Axis> {
+fn defined(key: &str, written: &Written, random: bool, base: &Base) -> Result<Axis> {
     let place = format!("axes.{key}");
     let entries = written.entries(&place)?;
     for entry in entries {
-        let keys = ["values", "variants", "log", "lin", "int", "count", "multiple_of", "when"];
+        let keys =
+            ["values", "variants", "log", "lin", "int", "count", "multiple_of", "digits", "when"];
         known(entry, &keys, &place)?;
     }
     let kinds: Vec<&Entry> =
@@ -218,11 +227,12 @@ fn defined(key: &str, written: &Written, random: bool) -> Result<Axis> {
     let values = match kind.key.as_str() {
         "values" => Values::Listed(values(key, kind.value.items(&format!("{place}.values"))?)),
         "variants" => Values::Listed(variants(key, &kind.value)?),
-        scale => range(key, written, scale, &kind.value, random)?,
+        scale => range(key, written, scale, &kind.value, random, base.takes_whole(key))?,
     };
     if ["values", "variants"].contains(&kind.key.as_str()) {
         of_ranges("count")?;
         of_ranges("multiple_of")?;
+        of_ranges("digits")?;
     }
     let when = written.get("when").map(|when| conditions(when, &format!("{place}.when")));
     Ok(Axis { name: key.to_string(), values, when: when.transpose()?.unwrap_or_default() })
@@ -292,13 +302,14 @@ impl Condition {
 }
 
 /// `{log: [1e-5, 1e-3], count: 5}`: both ends included, evenly spaced by ratio (`log`) or by difference (`lin`). Without a
-/// count, `int` is every whole number, and the others are distributions to draw from.
+/// count, `int` is every whole number, and the others are distributions to draw from. `whole`: the key takes whole numbers.
 fn range(
     key: &str,
     written: &Written,
     scale: &str,
     ends: &Written,
     random: bool,
+    whole: bool,
 ) -> Result<Values> {
     let place = format!("axes.{key}");
     let scale = match scale {
@@ -327,8 +338,25 @@ fn range(
         Some(value) => Some(number(value, &format!("{place}.multiple_of"))?),
         None => None,
     };
-    let origin = written.origin.clone();
-    let range = Distribution { key: key.to_string(), scale, low, high, multiple_of, origin };
+    let digits = match written.get("digits").map(|d| (&d.node, d)) {
+        Some((Node::Int(digits), _)) if (1..=MOST_DIGITS as i64).contains(digits) => {
+            Some(*digits as usize)
+        }
+        Some((_, found)) => bail!(
+            "{}: {place}.digits: expected a whole number from 1 to {MOST_DIGITS}, found {}",
+            found.origin,
+            found.describe()
+        ),
+        None => None,
+    };
+    if digits.is_some() && (written.get("count").is_none() || multiple_of.is_some()) {
+        bail!(
+            "{}: {place}.digits: expected it beside `count` and without `multiple_of`, found it otherwise",
+            written.origin
+        );
+    }
+    let (key, origin) = (key.to_string(), written.origin.clone());
+    let range = Distribution { key, scale, low, high, multiple_of, digits, whole, origin };
     let count = match written.get("count").map(|c| (&c.node, c)) {
         Some((Node::Int(count), _)) if (2..=MOST_POINTS as i64).contains(count) => {
             Some(*count as usize)
@@ -373,39 +401,42 @@ fn number(written: &Written, place: &str) -> Result<f64> {
 }
 
 impl Distribution {
-    /// Evenly spaced values, both ends included as they are written; between them as few digits as tell them apart, three at
-    /// least.
+    /// Evenly spaced values, both ends included as they are written.
     fn spaced(&self, count: usize) -> Result<Vec<Choice>> {
         self.check()?;
         let places = (0..count).map(|index| index as f64 / (count - 1) as f64);
-        let values: Vec<f64> = match self.multiple_of {
-            Some(_) => places.map(|t| self.rounded(self.at(t))).collect(),
-            None => {
-                let digits = |digits: usize| -> Vec<f64> {
-                    let of = |t: f64| match t {
-                        0.0 => self.low,
-                        1.0 => self.high,
-                        t => rounded_to(digits, self.at(t)),
-                    };
-                    places.clone().map(of).collect()
-                };
-                let rises = |values: &Vec<f64>| values.is_sorted_by(|a, b| a < b);
-                (3..=17).map(digits).find(rises).unwrap_or_else(|| digits(17))
+        let value = |t: f64| match (t, self.multiple_of) {
+            (t, Some(_)) => self.rounded(self.at(t)),
+            (0.0, None) => self.low,
+            (1.0, None) => self.high,
+            (t, None) => {
+                let x = self.at(t);
+                let x = self.digits.map_or_else(|| without_noise(x), |n| rounded_to(n, x));
+                if self.whole { x.round() } else { x }
             }
         };
+        let values: Vec<f64> = places.map(value).collect();
         if !values.is_sorted_by(|a, b| a < b) {
             let mut distinct = values;
             distinct.dedup();
+            let help = match (self.multiple_of, self.digits) {
+                (Some(_), _) => ", or take `multiple_of` smaller",
+                (None, Some(_)) => ", or have more `digits`",
+                (None, None) if self.whole => {
+                    "; this key takes whole numbers, and `int` is all of them"
+                }
+                (None, None) => "",
+            };
             bail!(
-                "{}: axes.{}.count: expected so many values that differ, found {} of {count}\n  help: lower `count`, or take \
-                 `multiple_of` smaller",
+                "{}: axes.{}.count: expected so many values that differ, found {} of {count}\n  help: lower `count`{help}",
                 self.origin,
                 self.key,
                 distinct.len()
             );
         }
-        let whole = self.low.fract() == 0.0 && self.high.fract() == 0.0 && self.scale == Scale::Lin;
-        let whole = whole || self.multiple_of.is_some();
+        let ends_whole = self.low.fract() == 0.0 && self.high.fract() == 0.0;
+        let whole = self.whole || self.multiple_of.is_some();
+        let whole = whole || ends_whole && self.scale == Scale::Lin;
         Ok(values.into_iter().map(|x| self.choice(x, whole)).collect())
     }
 
@@ -432,8 +463,8 @@ impl Distribution {
             }
             (_, Some(_)) => self.choice(self.rounded(self.at(u)), true),
             (_, None) => {
-                let x = self.short(self.at(u));
-                self.choice(x.clamp(self.low, self.high), false)
+                let x = without_noise(self.short(self.at(u)).clamp(self.low, self.high));
+                self.choice(if self.whole { x.round() } else { x }, self.whole)
             }
         }
     }
@@ -464,6 +495,15 @@ impl Distribution {
         {
             bail!(
                 "{place}: expected whole numbers beside `int`, found {} and {}",
+                self.low,
+                self.high
+            );
+        }
+        let ends = [self.low, self.high];
+        if self.whole && self.multiple_of.is_none() && ends.iter().any(|x| x.fract() != 0.0) {
+            bail!(
+                "{place}: expected whole ends, as the key takes whole numbers, found {} and {}\n  help: `multiple_of: 1` takes \
+                 those between",
                 self.low,
                 self.high
             );
@@ -508,18 +548,22 @@ impl Distribution {
     }
 
     fn rounded(&self, x: f64) -> f64 {
-        (x / self.step()).round().clamp(self.first(), self.last()) * self.step()
+        without_noise((x / self.step()).round().clamp(self.first(), self.last()) * self.step())
     }
 
     fn choice(&self, x: f64, maybe_whole: bool) -> Choice {
-        // 3 * 0.05 is not 0.15 until it is written with fewer digits than it has.
-        let x: f64 = format!("{x:.12e}").parse().expect("a printed number is a number");
         let node = match maybe_whole && x.fract() == 0.0 && x.abs() < 9e15 {
             true => Node::Int(x as i64),
             false => Node::Float(x),
         };
         key_choice(&self.key, Written { node, origin: self.origin.clone() })
     }
+}
+
+/// 3 * 0.05 is not 0.15, nor is the third of four values from 1 to 8 by ratio 4, until it is written with fewer digits than it has.
+/// As many as a float can tell apart everywhere, less the last two or three; whole numbers stay what they are.
+fn without_noise(x: f64) -> f64 {
+    if x.fract() == 0.0 { x } else { rounded_to(13, x) }
 }
 
 /// So many significant digits: with three, what a person would have written.

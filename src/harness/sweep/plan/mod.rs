@@ -178,7 +178,7 @@ impl Plan {
         }
         let base = Base::read(&tree, search_path, overrides)?;
         let random = tree.get("random").map(Random::read).transpose()?;
-        let groups = Groups::read(&tree, axes::read(&tree, random.is_some())?)?;
+        let groups = Groups::read(&tree, axes::read(&tree, random.is_some(), &base)?)?;
         let rules = Rules::read(&tree)?;
         lost::refuse_set_twice(&tree)?;
         let halving = Halving::read(&tree)?;
@@ -415,7 +415,9 @@ fn refuse_override<'a>(
 
 /// Whether two values are one: `1` and `1.0` are.
 pub(super) fn same(a: &Value, b: &Value) -> bool {
-    a == b || a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
+    // Of two whole numbers a float would lose the last digits.
+    let are_whole = a.as_i64().is_some() && b.as_i64().is_some();
+    a == b || !are_whole && a.is_number() && b.is_number() && a.as_f64() == b.as_f64()
 }
 
 /// The last part of a key path.

@@ -5,10 +5,13 @@
 //! that contradict one another) is left to `fathom sweep check`.
 
 use super::KEYS;
+use super::axes::MOST_DIGITS;
 use crate::sweep::schedule;
 use fathom_spec::config::RunConfig;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 /// The whole schema.
 pub fn schema() -> Value {
@@ -67,13 +70,42 @@ pub fn text() -> Result<String, serde_json::Error> {
 
 /// Every key path with its schema: sections, keys, and (with `*`) the keys of maps.
 pub fn key_paths() -> Vec<(String, Value)> {
+    let (_, keys) = definitions_and_keys();
+    keys
+}
+
+fn definitions_and_keys() -> (Map<String, Value>, Vec<(String, Value)>) {
     let config =
         SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<RunConfig>();
     let config = config.to_value();
     let definitions = config["$defs"].as_object().cloned().unwrap_or_default();
     let mut keys = Vec::new();
     paths("", &config, &definitions, &mut keys);
-    keys
+    (definitions, keys)
+}
+
+/// Whether a key path takes whole numbers and no others.
+pub fn takes_whole(key: &str) -> bool {
+    static WHOLE: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let (definitions, keys) = definitions_and_keys();
+        let whole = keys.into_iter().filter(|(_, schema)| is_whole(schema, &definitions));
+        whole.map(|(key, _)| key).collect()
+    });
+    WHOLE.contains(key)
+}
+
+fn is_whole(schema: &Value, definitions: &Map<String, Value>) -> bool {
+    if let Some(name) = schema.get("$ref").and_then(|name| name.as_str()?.strip_prefix("#/$defs/"))
+    {
+        return definitions.get(name).is_some_and(|schema| is_whole(schema, definitions));
+    }
+    if let Some(any) = schema.get("anyOf").and_then(Value::as_array) {
+        return any.iter().any(|schema| is_whole(schema, definitions));
+    }
+    match &schema["type"] {
+        Value::Array(types) => types.contains(&json!("integer")),
+        one => one == "integer",
+    }
 }
 
 fn top_level(key: &str, of_eval: &Value) -> Value {
@@ -223,7 +255,10 @@ fn axis_of(value: Value) -> Value {
 
 fn range() -> Value {
     let ends = json!({ "type": "array", "items": { "type": ["number", "string"] }, "minItems": 2, "maxItems": 2 });
-    let at_least_two = json!({ "type": "integer", "minimum": 2 });
+    let spaced = json!({
+        "count": { "type": "integer", "minimum": 2 },
+        "digits": { "type": "integer", "minimum": 1, "maximum": MOST_DIGITS },
+    });
     let of = |key: &str, mut properties: Value, what: &str| {
         properties[key] = ends.clone();
         properties["multiple_of"] = json!({ "type": "number", "exclusiveMinimum": 0 });
@@ -232,8 +267,8 @@ fn range() -> Value {
                 "properties": properties })
     };
     json!({ "anyOf": [
-        of("log", json!({ "count": at_least_two }), "Evenly by ratio, both ends included"),
-        of("lin", json!({ "count": at_least_two }), "Evenly by difference, both ends included"),
+        of("log", spaced.clone(), "Evenly by ratio, both ends included"),
+        of("lin", spaced, "Evenly by difference, both ends included"),
         of("int", json!({}), "Whole numbers, both ends included"),
     ] })
 }
