@@ -740,7 +740,14 @@ fn a_running_sweep_can_be_looked_at_and_a_dead_one_is_lost() {
             .unwrap();
         text(&output.stdout).lines().count() == 2
     };
-    until("the store knows the run as running", || ls("running"));
+    // A run that its harness has not given to a worker yet is at work too, and what is killed then never began.
+    let log = || {
+        let mut runs = std::fs::read_dir(project.results().join("runs")).into_iter().flatten();
+        runs.next().map(|run| run.unwrap().path().join("events.jsonl"))
+    };
+    let has_begun =
+        || log().is_some_and(|log| std::fs::metadata(log).is_ok_and(|log| log.len() > 0));
+    until("the store knows the run as running", || has_begun() && ls("running"));
     signal(&child, nix::sys::signal::Signal::SIGKILL);
     child.wait().unwrap();
     for pid in workers(&project) {

@@ -192,6 +192,7 @@ fn line_statements_trim_as_their_sign_says() {
         ("--x\n==x\n---\n", "--x\n==x\n---"),
         ("a: {<<: *a}\n<<: *b ## c", "a: {<<: *a}\n<<: *b"),
         ("a\r\n-- set x = 1\r\nb\rc\n\n", "a\nb\nc\n"),
+        ("\u{feff}-- set x = 1\na: {{ x }}\n", "a: 1"),
     ];
     for (template, expected) in cases {
         assert_eq!(text(template, json!({})).as_deref(), Ok(expected), "{template:?}");

@@ -295,9 +295,17 @@ fn what_cannot_be_run_fails_with_the_way_out() {
     // Found before the first step, not after the last.
     let far = error(&[("eval.context_lengths", "[100000]")]);
     assert!(far.contains("eval.context_lengths[0]: expected at most"), "{far}");
-    let unknown =
-        error(&[("eval.context_lengths", "[]"), ("eval.every_steps", "1"), ("eval.split", "test")]);
-    assert!(unknown.contains("expected one of train, validation, found `test`"), "{unknown}");
+    let mut unknown = config(dir.path(), &[("eval.every_steps", "1")]);
+    unknown.eval.split = "test".into();
+    let unknown = run(dir.path(), "refused", &unknown);
+    let EventKind::Failed { error: unknown } = unknown.ending() else {
+        panic!("{:?}", unknown.ending())
+    };
+    assert!(
+        unknown.contains("eval.split: expected a split of data.splits, found `test`"),
+        "{unknown}"
+    );
+    assert!(unknown.contains("known here: train, validation"), "{unknown}");
     let random = error(&[("data.corpus", "random")]);
     assert!(random.contains("set eval.context_lengths: []"), "{random}");
     let short =

@@ -13,6 +13,7 @@
 //! ```
 
 use super::syntax;
+use crate::config::written::BYTE_ORDER_MARK;
 use regex::Regex;
 use std::sync::LazyLock;
 
@@ -42,6 +43,7 @@ static HEADER: LazyLock<Regex> =
 
 /// Splits a file at its `# --- name ---` lines. A separator takes the newlines around it along.
 pub(super) fn split(text: &str) -> Vec<Part> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let part = |name: Option<&str>, from: usize, to: usize| Part {
         name: name.map(str::to_string),
