@@ -22,6 +22,7 @@ pub(super) fn as_planned(paths: &RunPaths, facts: &BTreeMap<String, Value>) -> R
         if let (Some(planned), Some(met)) = (planned, met)
             && planned != met
         {
+            let [planned, met] = [planned, met].map(|digest| digest.get(..12).unwrap_or(digest));
             bail!(
                 "{key}: expected what the run was planned with (blake3 {planned}), found that it was changed since ({met})\n  help: put it \
                  back and run the same command again; as it is now, it makes other runs"
