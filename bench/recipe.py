@@ -7,6 +7,7 @@ Adafactor stepped inside the backward with each gradient dropped at once, PyTorc
 entropy in chunks that never holds all logits. Weights and tokens are random; nothing is read or downloaded.
 
     python recipe.py --shape llama2_7b --tokens 4096,53248 --memory-cap-gib 24 --json out.jsonl
+    python recipe.py --layers transformers     # the same around the decoder layers of the transformers library
     python recipe.py --check --device cpu      # loss, gradients and a step against a straightforward model, in float32
 
 Beside the time it reports TFLOP/s by two conventions, with P the parameters without the embedding table, L layers, D the
@@ -28,6 +29,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +119,50 @@ class Layer(nn.Module):
         return self.mlp(x)
 
 
+class TransformersLayer(nn.Module):
+    """The decoder layer that most fine-tunes run: transformers' own, with its attention by PyTorch's fused operation."""
+
+    def __init__(self, shape):
+        from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer
+
+        super().__init__()
+        config = LlamaConfig(
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            rms_norm_eps=shape.eps,
+            attn_implementation="sdpa",
+        )
+        self.layer = LlamaDecoderLayer(config, layer_idx=0)
+
+    @property
+    def attention(self):
+        a = self.layer.self_attn
+        return SimpleNamespace(norm=self.layer.input_layernorm, q=a.q_proj, k=a.k_proj, v=a.v_proj, o=a.o_proj)
+
+    @property
+    def mlp(self):
+        m = self.layer.mlp
+        return SimpleNamespace(
+            norm=self.layer.post_attention_layernorm, gate=m.gate_proj, up=m.up_proj, down=m.down_proj
+        )
+
+    def forward(self, x, rope, before_attention_backward):
+        def watch(norm, inputs):
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(before_attention_backward)
+
+        watched = self.layer.post_attention_layernorm.register_forward_pre_hook(watch)
+        try:
+            return self.layer(x, position_embeddings=tuple(table.transpose(0, 1) for table in rope))
+        finally:
+            watched.remove()
+
+
+LAYERS = {"own": Layer, "transformers": TransformersLayer}
+
+
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of hidden @ weight.T; the gradients are made in the forward, chunk by chunk."""
 
@@ -142,11 +188,11 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
 
 
 class Llama(nn.Module):
-    def __init__(self, shape):
+    def __init__(self, shape, layer):
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocab, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(layer(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.hidden, eps=shape.eps)
         self.head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         for parameter in self.parameters():
@@ -163,11 +209,11 @@ class Llama(nn.Module):
         return ChunkedLinearCrossEntropy.apply(self.norm(x)[0], self.head.weight, tokens[1:], chunk)
 
 
-def build(shape, device, dtype):
+def build(shape, device, dtype, layers):
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return Llama(shape)
+            return Llama(shape, LAYERS[layers])
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -329,7 +375,7 @@ def free(model, offload):
 
 
 def readable(result):
-    head = f"{result['shape']} {result['tokens']} tokens ({result['attention']}): "
+    head = f"{result['shape']} {result['tokens']} tokens ({result['layers']} layers, {result['attention']}): "
     if result["out_of_memory"]:
         return head + "out of memory"
     memory = ""
@@ -382,7 +428,7 @@ def straightforward_loss(model, tokens):
     return F.cross_entropy(norm(x, model.norm.weight) @ model.head.weight.T, tokens[1:])
 
 
-def check(device, compiled):
+def check(device, compiled, layers):
     """Loss, every gradient and one optimizer step against the straightforward model, in float32."""
 
     def error(a, b):
@@ -391,7 +437,7 @@ def check(device, compiled):
     torch.manual_seed(1)
     tokens, chunk, bound, worst = 301, 128, 1e-5, {}
     for shape in (SHAPES["tiny"], Shape(331, 64, 160, 3, 4, 4)):
-        model = build(shape, device, torch.float32)
+        model = build(shape, device, torch.float32, layers)
         for p in model.parameters():  # not near a symmetric point: larger weights, norms that differ
             p.data.mul_(4) if p.dim() > 1 else p.data.uniform_(0.5, 1.5)
         plain = copy.deepcopy(model)
@@ -441,6 +487,7 @@ def main():
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--layers", choices=LAYERS, default="own", help="whose decoder layers")
     parser.add_argument("--attention", choices=["auto", "flash", "cudnn"], default="auto")
     parser.add_argument("--chunk", type=int, default=2048, help="tokens of logits at a time")
     parser.add_argument("--no-offload", action="store_true", help="leave the layers' inputs on the device")
@@ -449,9 +496,11 @@ def main():
     parser.add_argument("--json", help="write the JSON lines to this file, too")
     parser.add_argument("--check", action="store_true", help="compare with a straightforward model, then stop")
     options = parser.parse_args()
+    if options.compile and options.layers != "own":
+        parser.error("--compile: expected --layers own for it")
     device = torch.device(options.device)
     if options.check:
-        return check(device, options.compile)
+        return check(device, options.compile, options.layers)
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -461,7 +510,7 @@ def main():
     shape, dtype = SHAPES[options.shape], getattr(torch, options.dtype)
     lengths = [int(length) for length in options.tokens.split(",")]
     attention = choose_attention(options.attention, shape, device, dtype)
-    model = build(shape, device, dtype)
+    model = build(shape, device, dtype, options.layers)
     if options.compile:
         compile_layers(model)
     step_in_backward(model, 1e-3)
@@ -470,6 +519,7 @@ def main():
         "shape": options.shape,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": options.dtype,
+        "layers": options.layers,
         "attention": attention,
         "offload": not options.no_offload,
         "compile": options.compile,
