@@ -2,7 +2,8 @@
 //!
 //! `cargo test --release --workspace --test cuda -- --ignored --test-threads=1` on a machine that has one.
 
-use fathom_engine::kernels::{self, Factors, Fused};
+use fathom_engine::kernels::adafactor::{AdafactorRule, AdafactorStep};
+use fathom_engine::kernels::{self, Fused};
 use fathom_engine::model::{Model, Setup, block};
 use fathom_engine::torch::open_device;
 use fathom_engine::train::layered::Layered;
@@ -168,7 +169,26 @@ fn optimizer_section(line: &str) -> config::Optimizer {
     RunConfig::from_written(&Written::parse("run.yaml", &text).unwrap()).unwrap().train.optimizer
 }
 
-/// Three steps by the kernels on CUDA and by LibTorch's operations on the CPU; a matrix of many tiles and an uneven one.
+/// Whether the kernels take a step of such a weight.
+fn served(weight: &Tensor, gradient: &Tensor) -> bool {
+    let step = AdafactorStep {
+        rule: AdafactorRule::Means { relative_step: 0.1, floor: 1e-3 },
+        share: 1.0,
+        eps: 1e-8,
+        clip_threshold: 1.0,
+        keep: 1.0,
+        seed: None,
+    };
+    let (weight, zeros) = (weight.copy(), |size: i64| Tensor::zeros([size], (Kind::Float, cuda())));
+    match weight.size()[..] {
+        [rows, columns] => {
+            fused().adafactor_matrix(&weight, gradient, &zeros(rows), &zeros(columns), &step)
+        }
+        _ => fused().adafactor_vector(&weight, gradient, &zeros(weight.numel() as i64), &step),
+    }
+}
+
+/// Three steps by the kernels on CUDA and by LibTorch's operations on the CPU: a matrix of many tiles, uneven ones and vectors.
 #[test]
 #[ignore = "needs a CUDA device"]
 fn adafactors_steps() {
@@ -176,12 +196,10 @@ fn adafactors_steps() {
     {
         let section = optimizer_section(line);
         for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, ROUNDED)] {
-            for size in [[100, 2052], [65, 36]] {
-                let start = random(&size, kind);
-                let gradients = [0; 3].map(|_| random(&size, Kind::Float));
-                let served = kernels::of_gradient(&gradients[0])
-                    .and_then(|kernels| kernels.sums_of_squares(&gradients[0], &start));
-                assert!(served.is_some(), "{line}, {kind:?}, {size:?}: by kernels");
+            for size in [&[100, 2052][..], &[65, 36], &[3000, 1028], &[1501], &[3]] {
+                let start = random(size, kind);
+                let gradients = [0; 3].map(|_| random(size, Kind::Float));
+                assert!(served(&start, &gradients[0]), "{line}, {kind:?}, {size:?}: by kernels");
                 let stepped = |device: Device| {
                     let weight = start.copy().to_device(device);
                     let named = [("w".to_string(), &weight)];
@@ -265,10 +283,18 @@ fn the_kernels_stochastic_rounding_is_unbiased() {
     for step in [0.3 / 128.0, 1e-6, -0.2 / 256.0] {
         let weight = Tensor::ones([rows, columns], (Kind::BFloat16, cuda()));
         let gradient = Tensor::ones([rows, columns], (Kind::Float, cuda()));
-        let ones = [rows, columns].map(|size| Tensor::ones([size], (Kind::Float, cuda())));
-        let factors = Factors { rows: &ones[0], columns: &ones[1], least: None };
-        let scale = Tensor::full([0i64; 0], step, (Kind::Float, cuda()));
-        fused().adafactor_step(&weight, &gradient, &factors, &scale, 1.0, Some(11));
+        let moments = [rows, columns].map(|size| Tensor::zeros([size], (Kind::Float, cuda())));
+        // An update of ones.
+        let by = AdafactorStep {
+            rule: AdafactorRule::Sums { learning_rate: -step },
+            share: 1.0,
+            eps: 0.0,
+            clip_threshold: 1.0,
+            keep: 1.0,
+            seed: Some(11),
+        };
+        let [of_rows, of_columns] = &moments;
+        assert!(fused().adafactor_matrix(&weight, &gradient, of_rows, of_columns, &by));
         let moved = exact(&weight) - 1.0;
         let mean = f64::try_from(moved.mean(Kind::Double)).unwrap();
         let spacing: f64 = if step > 0.0 { 1.0 / 128.0 } else { 1.0 / 256.0 };

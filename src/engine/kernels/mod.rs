@@ -2,9 +2,11 @@
 //!
 //! Every one stands beside the same arithmetic in LibTorch's operations, which serves on the CPU, for other dtypes, and
 //! wherever the kernels can't be had. So each function gives `None` (or `false`) for tensors that its kernel does not take, and
-//! has then done nothing. The kernels are in `kernels.cu`; [`state`] says whether they serve.
+//! has then done nothing. The kernels are in `kernels.cu` and `adafactor.cu`; [`state`] says whether they serve.
 //!
 //! `T` position, `D` hidden, `F` intermediate, `V` vocabulary, `N` query heads, `K` key-value heads, `H` head dim.
+
+pub mod adafactor;
 
 use crate::torch::{Argument, Grid, Kernels};
 use std::sync::OnceLock;
@@ -13,16 +15,17 @@ use tch::{Device, Kind, Tensor};
 /// Set to `off` in the shell it rules the kernels out: for comparison, and to look for a fault.
 const VARIABLE: &str = "FATHOM_KERNELS";
 
+/// The kernels of this module and of [`adafactor`].
+const SOURCE: &str = concat!(include_str!("kernels.cu"), include_str!("adafactor.cu"));
+
 /// Elements that a thread takes at once; rows are multiples of it.
 const EIGHT: i64 = 8;
 /// Threads of a block, where nothing else is said.
 const THREADS: u32 = 256;
-/// Rows and columns of a gradient that a block of Adafactor's kernels takes.
-const TILE: (i64, i64) = (32, 1024);
 /// Blocks of the norm's backward: each holds a gradient of the weight.
 const NORM_BLOCKS: i64 = 528;
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 16] = [
     "rms_norm_backward_1",
     "rms_norm_backward_2",
     "rms_norm_backward_4",
@@ -31,11 +34,14 @@ const NAMES: [&str; 13] = [
     "swiglu",
     "swiglu_backward",
     "cross_entropy",
-    "square_of_update",
-    "sums_of_squares_bfloat16",
-    "sums_of_squares_float32",
-    "apply_update_bfloat16",
-    "apply_update_float32",
+    "adafactor_moments",
+    "adafactor_scale",
+    "adafactor_sums_bfloat16",
+    "adafactor_sums_float32",
+    "adafactor_apply_bfloat16",
+    "adafactor_apply_float32",
+    "adafactor_vector_bfloat16",
+    "adafactor_vector_float32",
 ];
 
 /// The kernels on a device that has them.
@@ -53,7 +59,7 @@ fn load(device: Device) -> Result<Fused, &'static str> {
     }
     let loaded = LOADED.get_or_init(|| match std::env::var(VARIABLE) {
         Ok(value) if value == "off" => Err(format!("{VARIABLE}=off")),
-        _ => Kernels::compile(include_str!("kernels.cu"), &NAMES, device),
+        _ => Kernels::compile(SOURCE, &NAMES, device),
     });
     match loaded {
         Ok(kernels) => Ok(Fused { kernels, device }),
@@ -88,23 +94,6 @@ fn in_eights(x: &Tensor) -> bool {
 /// One thread for each of `count` things.
 fn threads_for(count: i64) -> Grid {
     Grid { blocks: ((count as u64).div_ceil(u64::from(THREADS)) as u32, 1), threads: THREADS }
-}
-
-/// A matrix's second moments as factors of rows and columns, for [`Fused::adafactor_step`].
-#[derive(Debug)]
-pub struct Factors<'a> {
-    pub rows: &'a Tensor,    // [R], float32
-    pub columns: &'a Tensor, // [C], float32
-    /// The update is the gradient over the root of `rows * columns`, at least this; `None`: it is their product itself.
-    pub least: Option<f64>,
-}
-
-/// Sums of squares of a gradient and of its weight.
-#[derive(Debug)]
-pub struct SumsOfSquares {
-    pub by_row: Tensor,    // [R], float32
-    pub by_column: Tensor, // [C], float32
-    pub of_weight: Tensor, // [], float32
 }
 
 impl Fused {
@@ -287,126 +276,6 @@ impl Fused {
         }
         Some(nll)
     }
-
-    /// The sums that Adafactor's second moments and its relative step are of, in one pass.
-    ///
-    /// # Shapes
-    ///
-    /// `gradient`: `[R, C]`, float32; `weight`: `[R, C]`, bfloat16 or float32; both contiguous.
-    pub fn sums_of_squares(&self, gradient: &Tensor, weight: &Tensor) -> Option<SumsOfSquares> {
-        let (name, (rows, columns), grid) = self.of_matrix("sums_of_squares", gradient, weight)?;
-        let (x, y) = (i64::from(grid.blocks.0), i64::from(grid.blocks.1));
-        let empty = |size: &[i64]| Tensor::empty(size, (Kind::Float, self.device));
-        let (by_row, by_column, of_weight) =
-            (empty(&[x, rows]), empty(&[y, columns]), empty(&[x * y]));
-        let mut arguments: Vec<Argument> =
-            [gradient, weight, &by_row, &by_column, &of_weight].map(Argument::of).into();
-        arguments.extend([Argument::Int(rows as i32), Argument::Int(columns as i32)]);
-        // SAFETY: the kernel's own arguments; `of_matrix` checked the matrices.
-        unsafe { self.launch(&name, grid, &arguments) };
-        let summed = |x: Tensor| x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
-        Some(SumsOfSquares {
-            by_row: summed(by_row),
-            by_column: summed(by_column),
-            of_weight: summed(of_weight),
-        })
-    }
-
-    /// The root mean square of Adafactor's update of a matrix, a float32 scalar.
-    ///
-    /// # Shapes
-    ///
-    /// `gradient`: `[R, C]`, float32, of which [`Fused::sums_of_squares`] were taken.
-    pub fn rms_of_update(&self, gradient: &Tensor, factors: &Factors) -> Tensor {
-        let (rows, columns) = gradient.size2().expect("the gradient is [R, C]");
-        let grid = tiles(rows, columns);
-        let sums = Tensor::empty(
-            [i64::from(grid.blocks.0) * i64::from(grid.blocks.1)],
-            (Kind::Float, self.device),
-        );
-        let arguments = [
-            Argument::of(gradient),
-            Argument::of(factors.rows),
-            Argument::of(factors.columns),
-            factors.least(),
-            Argument::of(&sums),
-            Argument::Int(rows as i32),
-            Argument::Int(columns as i32),
-        ];
-        // SAFETY: the kernel's own arguments, of a gradient that `of_matrix` checked.
-        unsafe { self.launch("square_of_update", grid, &arguments) };
-        (sums.sum(Kind::Float) / (rows * columns) as f64).sqrt_()
-    }
-
-    /// `weight = keep * weight + scale * update`, rounded once: at random from `seed`, or to the nearest without.
-    ///
-    /// # Shapes
-    ///
-    /// - `weight`: `[R, C]`, bfloat16 or float32; `gradient`: `[R, C]`, float32; both contiguous
-    /// - `scale`: a float32 scalar on the device
-    pub fn adafactor_step(
-        &self,
-        weight: &Tensor,
-        gradient: &Tensor,
-        factors: &Factors,
-        scale: &Tensor,
-        keep: f64,
-        seed: Option<u64>,
-    ) {
-        let (name, (rows, columns), grid) =
-            self.of_matrix("apply_update", gradient, weight).expect("its sums were taken");
-        let arguments = [
-            Argument::of(weight),
-            Argument::of(gradient),
-            Argument::of(factors.rows),
-            Argument::of(factors.columns),
-            factors.least(),
-            Argument::of(scale),
-            Argument::Float(keep as f32),
-            Argument::Seed(seed.unwrap_or(0)),
-            Argument::Int(i32::from(seed.is_some())),
-            Argument::Int(rows as i32),
-            Argument::Int(columns as i32),
-        ];
-        // SAFETY: the kernel's own arguments; `of_matrix` checked the matrices.
-        unsafe { self.launch(&name, grid, &arguments) };
-    }
-
-    /// The kernel `name` for a weight of this dtype, the matrix's size, and its tiles.
-    fn of_matrix(
-        &self,
-        name: &str,
-        gradient: &Tensor,
-        weight: &Tensor,
-    ) -> Option<(String, (i64, i64), Grid)> {
-        let (rows, columns) = gradient.size2().ok()?;
-        let kind = match weight.kind() {
-            Kind::BFloat16 => "bfloat16",
-            Kind::Float => "float32",
-            _ => return None,
-        };
-        let both = [gradient, weight];
-        let readable =
-            |x: &&Tensor| x.is_contiguous() && (x.data_ptr() as usize).is_multiple_of(16);
-        let fits =
-            columns % 4 == 0 && both.iter().all(readable) && weight.size() == [rows, columns];
-        let grid = tiles(rows, columns);
-        let launchable = grid.blocks.1 <= u32::from(u16::MAX);
-        (fits && launchable).then(|| (format!("{name}_{kind}"), (rows, columns), grid))
-    }
-}
-
-impl Factors<'_> {
-    /// As the kernels take it: below 0 for a plain product.
-    fn least(&self) -> Argument {
-        Argument::Float(self.least.map_or(-1.0, |least| least as f32))
-    }
-}
-
-/// Blocks over the tiles of a matrix.
-fn tiles(rows: i64, columns: i64) -> Grid {
-    let count = |size: i64, tile: i64| ((size + tile - 1) / tile) as u32;
-    Grid { blocks: (count(columns, TILE.1), count(rows, TILE.0)), threads: THREADS }
 }
 
 /// Whether `cos` and `sin` are tables that the kernels read: `[T, H/2]`, float32.

@@ -13,7 +13,8 @@
 //! Every rule applies the weight decay to every parameter that it steps, norms and embeddings included, as `torch.optim` does.
 
 use super::quantized::{self, Codebooks, LEAST_ELEMENTS, QUANTIZATION_BLOCK, Quantized};
-use crate::kernels::{self, Factors, Fused, SumsOfSquares};
+use crate::kernels;
+use crate::kernels::adafactor::{AdafactorRule, AdafactorStep};
 use crate::torch;
 use anyhow::{Context, Result, bail, ensure};
 use fathom_spec::config::{self, OptimizerType, StateDtype};
@@ -529,15 +530,9 @@ impl Step<'_> {
     ) {
         let relative_step = self.learning_rate.min(self.count.powf(-0.5));
         let share = self.count.powf(beta2_decay);
-        if let ([row_var, col_var], Some((fused, sums))) = (&mut *state, self.fused()) {
-            let (rows, columns) = (sums.by_row.numel() as f64, sums.by_column.numel() as f64);
-            let mut root_mean_square = (sums.of_weight / (rows * columns)).sqrt_();
-            let step_size = root_mean_square.clamp_min_(relative_step_floor) * relative_step;
-            let _ = row_var.lerp_(&(sums.by_row / columns).view_as(row_var), share);
-            let _ = col_var.lerp_(&(sums.by_column / rows).view_as(col_var), share);
-            let rows = &*row_var / row_var.mean(Kind::Float).clamp_min_(eps);
-            let factors = Factors { rows: &rows, columns: col_var, least: Some(eps * eps) };
-            return self.fused_step(fused, &factors, &step_size, clip_threshold);
+        let rule = AdafactorRule::Means { relative_step, floor: relative_step_floor };
+        if self.adafactor_fused(rule, share, eps, clip_threshold, state) {
+            return;
         }
         // Of the weight as it is before the decay.
         let step_size = rms(self.weight).clamp_min_(relative_step_floor) * relative_step;
@@ -575,14 +570,9 @@ impl Step<'_> {
     ///   size
     fn adafactor_sum(&self, eps: f64, beta2_decay: f64, clip_threshold: f64, state: &mut [Tensor]) {
         let share = self.count.powf(beta2_decay).max(1.0 - ADAFACTOR_SUM_MAX_BETA2);
-        if let ([row_sum, col_sum], Some((fused, sums))) = (&mut *state, self.fused()) {
-            let (rows, columns) = (row_sum.numel() as f64, col_sum.numel() as f64);
-            let _ = row_sum.lerp_(&(sums.by_row + eps * columns), share);
-            let _ = col_sum.lerp_(&(sums.by_column + eps * rows), share);
-            let row_factor = (&*row_sum / row_sum.sum(None)).rsqrt_();
-            let factors = Factors { rows: &row_factor, columns: &col_sum.rsqrt(), least: None };
-            let step_size = self.scalar(self.learning_rate);
-            return self.fused_step(fused, &factors, &step_size, clip_threshold);
+        let rule = AdafactorRule::Sums { learning_rate: self.learning_rate };
+        if self.adafactor_fused(rule, share, eps, clip_threshold, state) {
+            return;
         }
         // One over the root of a block's second moment, a tensor of its own; the state moves on here, once.
         let factor: Box<dyn Fn(Block) -> Tensor> = match state {
@@ -614,18 +604,24 @@ impl Step<'_> {
         self.subtract_clipped(update, self.scalar(self.learning_rate), clip_threshold);
     }
 
-    /// The kernels for this weight and the first of what they compute, where they serve.
-    fn fused(&self) -> Option<(Fused, SumsOfSquares)> {
-        let fused = kernels::of_gradient(self.grad)?;
-        Some((fused, fused.sums_of_squares(self.grad, self.weight)?))
-    }
-
-    /// [`Step::subtract_clipped`] by kernels, with no temporary of the weight's size.
-    fn fused_step(&self, fused: Fused, factors: &Factors, step_size: &Tensor, clip_threshold: f64) {
-        let root_mean_square = fused.rms_of_update(self.grad, factors);
-        let scale = step_size / (root_mean_square / -clip_threshold).clamp_max_(-1.0);
+    /// Either Adafactor by kernels, with no temporary of the weight's size. `false` where they do not serve: nothing has
+    /// changed then.
+    fn adafactor_fused(
+        &self,
+        rule: AdafactorRule,
+        share: f64,
+        eps: f64,
+        clip_threshold: f64,
+        state: &[Tensor],
+    ) -> bool {
+        let Some(fused) = kernels::of_gradient(self.grad) else { return false };
         let keep = 1.0 - self.learning_rate * self.weight_decay;
-        fused.adafactor_step(self.weight, self.grad, factors, &scale, keep, self.rounding);
+        let step = AdafactorStep { rule, share, eps, clip_threshold, keep, seed: self.rounding };
+        match state {
+            [rows, columns] => fused.adafactor_matrix(self.weight, self.grad, rows, columns, &step),
+            [variance] => fused.adafactor_vector(self.weight, self.grad, variance, &step),
+            _ => false,
+        }
     }
 
     /// Stochastic gradient descent as `torch.optim.SGD`: the decay is part of the gradient, and there is no dampening.
