@@ -75,13 +75,11 @@ impl Model {
     pub fn load(files: &ModelFiles, config: ModelConfig, setup: Setup) -> Result<Model> {
         files.check()?;
         let table = weights::tensor_table(&config);
+        let mut places = Places::new(&config, kind(setup.weights_dtype), setup.device);
         let mut tensors = HashMap::with_capacity(table.len());
         for (name, shape) in &table {
             let tensor = files.checked_tensor(name, shape)?;
-            tensors.insert(
-                name.clone(),
-                tensor.to_device(setup.device).to_kind(kind(setup.weights_dtype)),
-            );
+            tensors.insert(name.clone(), places.put(name, tensor));
         }
         Ok(Model::from_tensors(tensors, config, setup))
     }
@@ -106,15 +104,16 @@ impl Model {
             layer.zip(drawn_layers).is_some_and(|(layer, drawn)| layer >= drawn)
         };
         let table = weights::tensor_table(&config);
+        let mut places = Places::new(&config, kind, setup.device);
         let tensors = table.into_iter().enumerate().map(|(index, (name, shape))| {
             let on_device = (kind, setup.device);
             let tensor = match shape.len() {
                 1 => Tensor::ones(&shape[..], on_device),
                 _ if undrawn(&name) => Tensor::zeros(&shape[..], on_device),
-                _ => normal(&shape, config.initializer_range as f32, seed, index as u64, kind)
-                    .to_device(setup.device),
+                _ => normal(&shape, config.initializer_range as f32, seed, index as u64, kind),
             };
-            (name, tensor)
+            let placed = places.put(&name, tensor);
+            (name, placed)
         });
         Model::from_tensors(tensors.collect(), config, setup)
     }
@@ -289,6 +288,46 @@ impl Model {
             })
             .collect();
         Tensor::cat(&tiles, 0)
+    }
+}
+
+/// Where weights are put: the queries', keys' and values' projections of a layer one below the other, so that the three are one
+/// matrix for who multiplies with all of them; every other weight by itself.
+struct Places {
+    kind: Kind,
+    device: Device,
+    columns: i64,
+    /// Rows of the three.
+    rows: [i64; 3],
+    /// The layer that the last of the three was of, by its name, with room for all.
+    last: Option<(String, Tensor)>, // [N H + 2 K H, D]
+}
+
+impl Places {
+    fn new(config: &ModelConfig, kind: Kind, device: Device) -> Places {
+        let (n, k) = (config.num_attention_heads, config.num_key_value_heads());
+        let rows = [n, k, k].map(|heads| (heads * config.head_dim()) as i64);
+        Places { kind, device, columns: config.hidden_size as i64, rows, last: None }
+    }
+
+    /// The weight `name` with the values of `tensor`, in its place.
+    fn put(&mut self, name: &str, tensor: Tensor) -> Tensor {
+        let of_three =
+            ["q_proj", "k_proj", "v_proj"].iter().enumerate().find_map(|(which, end)| {
+                Some((which, name.strip_suffix(&format!("self_attn.{end}.weight"))?))
+            });
+        let Some((which, layer)) = of_three else {
+            return tensor.to_device(self.device).to_kind(self.kind);
+        };
+        if self.last.as_ref().is_none_or(|(of, _)| of != layer) {
+            let size = [self.rows.iter().sum(), self.columns];
+            let room = Tensor::empty(size, (self.kind, self.device));
+            self.last = Some((layer.to_string(), room));
+        }
+        let (_, room) = self.last.as_ref().expect("there is room for this layer");
+        let mut place = room.narrow(0, self.rows[..which].iter().sum(), self.rows[which]);
+        place.copy_(&tensor);
+        place
     }
 }
 

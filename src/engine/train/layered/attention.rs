@@ -99,7 +99,7 @@ impl HeadGroup {
             self.of_keys(&layer.k_proj, 0, head_dim),
             self.of_keys(&layer.v_proj, 0, head_dim),
         ];
-        Tensor::cat(&rows, 0)
+        as_they_lie(&rows).unwrap_or_else(|| Tensor::cat(&rows, 0))
     }
 }
 
@@ -216,13 +216,7 @@ pub fn backward(
 ) -> AttentionGradients {
     let (t, _) = x.size2();
     let head_dim = shared.stream.head_dim;
-    let gradients = AttentionGradients {
-        input_layernorm: zeros(&layer.input_layernorm.size(), g),
-        q_proj: unset(&layer.q_proj.size(), g),
-        k_proj: unset(&layer.k_proj.size(), g),
-        v_proj: unset(&layer.v_proj.size(), g),
-        o_proj: unset(&layer.o_proj.size(), g),
-    };
+    let mut gradients = AttentionGradients::for_groups(shared.groups, layer, g);
     let dn = g.zeros_like();
     for (index, (group, saved)) in shared.groups.iter().zip(saved).enumerate() {
         let qkv_proj = group.qkv_proj(layer, head_dim); // [(n + 2 k) H, D]
@@ -234,7 +228,7 @@ pub fn backward(
         {
             let d_o_proj = unset(&o_proj.size(), g);
             add_product(&d_o_proj, g, &o, true);
-            group.of_queries(&gradients.o_proj, 1, head_dim).copy_(&d_o_proj);
+            gradients.set_o(group, d_o_proj, head_dim);
         }
 
         // o = attention(q, k, v)
@@ -264,7 +258,7 @@ pub fn backward(
             add_product(&d_qkv_proj, &d_qkv, &normed, from == 0);
             add_matmul(&dn.narrow(0, from, count), &d_qkv, &qkv_proj);
         }
-        gradients.set_qkv(group, &d_qkv_proj, head_dim);
+        gradients.set_qkv(group, d_qkv_proj, head_dim);
     }
 
     // n = norm(x)
@@ -303,12 +297,72 @@ fn unrotate([dq, dk, dv]: &[Tensor; 3], from: i64, count: i64, shared: &Shared) 
 }
 
 impl AttentionGradients {
-    /// Puts a group's `[(n + 2 k) H, D]` where its heads are.
-    fn set_qkv(&self, group: &HeadGroup, d_qkv_proj: &Tensor, head_dim: i64) {
+    /// Room for what several groups give. What the only one gives is all.
+    fn for_groups(groups: &[HeadGroup], layer: &Block, g: &Tensor) -> AttentionGradients {
+        let room = |weight: &Tensor| match groups {
+            [_] => unset(&[0], g),
+            _ => unset(&weight.size(), g),
+        };
+        AttentionGradients {
+            input_layernorm: zeros(&layer.input_layernorm.size(), g),
+            q_proj: room(&layer.q_proj),
+            k_proj: room(&layer.k_proj),
+            v_proj: room(&layer.v_proj),
+            o_proj: room(&layer.o_proj),
+        }
+    }
+
+    /// Takes a group's `[D, n H]`.
+    fn set_o(&mut self, group: &HeadGroup, d_o_proj: Tensor, head_dim: i64) {
+        let mine = |whole: &mut Tensor| group.of_queries(whole, 1, head_dim);
+        put(&mut self.o_proj, d_o_proj, mine);
+    }
+
+    /// Takes a group's `[(n + 2 k) H, D]`.
+    fn set_qkv(&mut self, group: &HeadGroup, d_qkv_proj: Tensor, head_dim: i64) {
         let (n, k) = (group.num_heads() * head_dim, group.num_key_value_heads * head_dim);
         let rows = |from: i64, count: i64| d_qkv_proj.narrow(0, from, count);
-        group.of_queries(&self.q_proj, 0, head_dim).copy_(&rows(0, n));
-        group.of_keys(&self.k_proj, 0, head_dim).copy_(&rows(n, k));
-        group.of_keys(&self.v_proj, 0, head_dim).copy_(&rows(n + k, k));
+        put(&mut self.q_proj, rows(0, n), |whole| group.of_queries(whole, 0, head_dim));
+        put(&mut self.k_proj, rows(n, k), |whole| group.of_keys(whole, 0, head_dim));
+        put(&mut self.v_proj, rows(n + k, k), |whole| group.of_keys(whole, 0, head_dim));
+    }
+}
+
+/// Puts a group's part of a gradient where its heads are, or in the place of a whole that has no room for parts.
+fn put(whole: &mut Tensor, part: Tensor, place: impl FnOnce(&mut Tensor) -> Tensor) {
+    match whole.numel() {
+        0 => *whole = part,
+        _ => place(whole).copy_(&part),
+    }
+}
+
+/// Matrices that lie one below the other in memory as one, the same memory.
+fn as_they_lie(parts: &[Tensor]) -> Option<Tensor> {
+    let end =
+        |x: &Tensor| (x.data_ptr() as usize).wrapping_add(x.numel() * x.kind().elt_size_in_bytes());
+    let follows = |pair: &[Tensor]| end(&pair[0]) == pair[1].data_ptr() as usize;
+    let lie_so = parts.iter().all(Tensor::is_contiguous) && parts.windows(2).all(follows);
+    let rows = parts.iter().map(|part| part.size()[0]).sum::<i64>();
+    let columns = parts[0].size()[1];
+    // Refused where only chance put them there: then they are no part of one allocation.
+    lie_so.then(|| parts[0].f_as_strided([rows, columns], [columns, 1], None).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn matrices_are_one_where_they_lie_so() {
+        let whole = Tensor::rand([7, 3], (Kind::Float, Device::Cpu));
+        let parts = [whole.narrow(0, 1, 2), whole.narrow(0, 3, 1), whole.narrow(0, 4, 2)];
+        let one = as_they_lie(&parts).unwrap();
+        assert!(one.equal(&Tensor::cat(&parts, 0)));
+        assert_eq!(one.data_ptr(), parts[0].data_ptr());
+        let apart = [whole.narrow(0, 0, 2), whole.narrow(0, 3, 1)];
+        assert!(as_they_lie(&apart).is_none());
+        let columns = [whole.narrow(1, 0, 2), whole.narrow(1, 2, 1)];
+        assert!(as_they_lie(&columns).is_none());
     }
 }
