@@ -40,6 +40,11 @@ const EXPLODING: &[(&str, &str)] =
     &[("train.learning_rate", "3"), ("train.total_tokens", "960"), ("train.max_loss_ratio", "1e9")];
 const LAYERED: &[(&str, &str)] =
     &[("train.engine", "layered"), ("train.grad_clipping", "per_sublayer")];
+const LAYERED_MLP: &[(&str, &str)] = &[
+    ("train.engine", "layered"),
+    ("train.grad_clipping", "per_sublayer"),
+    ("train.recompute", "mlp"),
+];
 const HALF: &[(&str, &str)] = &[("train.weights_dtype", "bfloat16")];
 const CHECKPOINTS: &[(&str, &str)] = &[("train.checkpoint_every_steps", "1")];
 
@@ -115,6 +120,7 @@ fn swaps() -> Vec<Swap> {
         Swap { with: LAYERED, ..swap("train.attention_offloading", "true") },
         Swap { with: LAYERED, ..swap("train.checkpoint_every_layers", "2") },
         Swap { with: LAYERED, ..swap("train.recompute", "mlp") },
+        Swap { with: LAYERED_MLP, ..swap("train.recompute_num_layers", "1") },
         Swap { with: LAYERED, ..swap("train.optimizer_in_backward", "false") },
         Swap { with: LAYERED, ..swap("train.weight_streaming", "true") },
         Swap { with: HALF, ..swap("train.stochastic_rounding", "true") },

@@ -26,6 +26,7 @@ const SETTINGS: Settings = Settings {
     attention_offloading: false,
     checkpoint_every_layers: 1,
     recompute: Recompute::Layer,
+    recompute_num_layers: None,
     optimizer_in_backward: false,
     step_elements: 1 << 26,
     weight_streaming: false,
@@ -464,10 +465,13 @@ fn copies_beside_the_arithmetic_give_the_same_bits() {
     let weights = Settings { weight_streaming: true, ..kept_again };
     let kept = |recompute: Recompute| Settings { recompute, ..inputs };
     let on_device = Settings { recompute: Recompute::Norms, ..kept_again };
+    let in_some = Settings { recompute_num_layers: Some(5), ..kept(Recompute::Mlp) };
     let cases = [
         (&resident, kept(Recompute::Projections)),
         (&resident, kept(Recompute::Mlp)),
         (&resident, on_device),
+        (&resident, kept(Recompute::Norms)),
+        (&resident, in_some),
         (&streamed, Settings { weight_streaming: true, ..kept(Recompute::Mlp) }),
         (&resident, inputs),
         (&resident, Settings { attention_offloading: true, ..inputs }),

@@ -49,6 +49,7 @@ const WHOLE: Settings = Settings {
     attention_offloading: false,
     checkpoint_every_layers: 1,
     recompute: Recompute::Layer,
+    recompute_num_layers: None,
     optimizer_in_backward: false,
     step_elements: 1 << 26,
     weight_streaming: false,
@@ -308,15 +309,15 @@ fn every_extent_of_recompute_gives_the_same_bits() {
     for attention_head_groups in [1, 2, 3] {
         for row_tile_tokens in [6, 8192] {
             let again = Settings { attention_head_groups, row_tile_tokens, ..UNEVEN };
-            for recompute in Recompute::ALL {
-                let kept = Settings { recompute, ..again };
+            let in_all = Recompute::ALL.map(|recompute| (recompute, None));
+            let in_some = [1, 2, 9].map(|layers| (Recompute::Mlp, Some(layers)));
+            for (recompute, recompute_num_layers) in in_all.into_iter().chain(in_some) {
+                let kept = Settings { recompute, recompute_num_layers, ..again };
                 check_same_bits(SHAPE, &[13, 1, 20, 3], again, kept);
-                if !recompute.keeps_mlp() {
-                    let offloaded = Settings { activation_offloading: true, ..kept };
-                    check_same_bits(SHAPE, &[13, 1, 20, 3], again, offloaded);
-                    let streamed = Settings { weight_streaming: true, ..offloaded };
-                    check_same_bits(SHAPE, &[13, 1, 20, 3], again, streamed);
-                }
+                let offloaded = Settings { activation_offloading: true, ..kept };
+                check_same_bits(SHAPE, &[13, 1, 20, 3], again, offloaded);
+                let streamed = Settings { weight_streaming: true, ..offloaded };
+                check_same_bits(SHAPE, &[13, 1, 20, 3], again, streamed);
             }
         }
     }

@@ -144,6 +144,7 @@ fn written_settings(config: &RunConfig) -> Vec<(&'static str, Value)> {
         ("train.attention_offloading", train.attention_offloading.into()),
         ("train.checkpoint_every_layers", train.checkpoint_every_layers.into()),
         ("train.recompute", train.recompute.map(|recompute| recompute.name()).into()),
+        ("train.recompute_num_layers", train.recompute_num_layers.into()),
         ("train.optimizer_in_backward", train.optimizer_in_backward.into()),
         ("train.weight_streaming", train.weight_streaming.into()),
         ("train.stochastic_rounding", train.stochastic_rounding.into()),

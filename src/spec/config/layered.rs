@@ -66,7 +66,7 @@ pub enum Recompute {
     Projections,
     /// The MLP: queries, keys and values are kept too, three times as large where no heads are shared.
     Mlp,
-    /// Norms and the output projection: the MLP's two projections are kept too, on the device alone.
+    /// Norms and the output projection: the MLP's two projections are kept too, on the device even where the rest is not.
     Norms,
 }
 
@@ -91,11 +91,6 @@ impl Recompute {
     /// Whether queries, keys and values are kept.
     pub fn keeps_heads(self) -> bool {
         self >= Recompute::Mlp
-    }
-
-    /// Whether the MLP's gate and up projections are kept.
-    pub fn keeps_mlp(self) -> bool {
-        self >= Recompute::Norms
     }
 }
 
@@ -143,6 +138,7 @@ impl RunConfig {
             ("train.attention_head_groups", train.attention_head_groups),
             ("train.mlp_tile_tokens", train.mlp_tile_tokens),
             ("train.checkpoint_every_layers", train.checkpoint_every_layers),
+            ("train.recompute_num_layers", train.recompute_num_layers),
             ("run.probe_layers", self.run.probe_layers),
         ];
         if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == Some(0)) {
@@ -187,6 +183,13 @@ impl RunConfig {
             let message = "expected `train.engine: plain` for it, found `layered`, which recomputes every layer anyway";
             return Err(("train.activation_checkpointing", message.into()));
         }
+        if train.recompute_num_layers.is_some() && train.recompute != Some(Recompute::Mlp) {
+            let found = train.recompute.map_or("none", Recompute::name);
+            let message = format!(
+                "expected `train.recompute: mlp` for it, of which it says in how many layers, found `{found}`"
+            );
+            return Err(("train.recompute_num_layers", message));
+        }
         let in_backward = train.optimizer_in_backward();
         if in_backward && train.gradient_accumulation_steps > 1 {
             let message = "expected `train.gradient_accumulation_steps: 1` for it: a weight is stepped once a step";
@@ -201,9 +204,6 @@ impl RunConfig {
                 () if twice => "`train.grad_clipping: global_two_pass`",
                 () if train.attention_offloading == Some(true) => {
                     "`train.attention_offloading: true`"
-                }
-                () if recompute.keeps_mlp() && train.activation_offloading == Some(true) => {
-                    "`train.activation_offloading: true`"
                 }
                 () => "",
             };

@@ -163,6 +163,9 @@ pub struct TrainSection {
     /// `layered`: what of a layer's forward is done again in its backward.
     #[serde(default)]
     pub recompute: Option<Recompute>,
+    /// `layered`, `recompute: mlp`: in how many layers, from the first; the others do as with `recompute: norms`.
+    #[serde(default)]
+    pub recompute_num_layers: Option<usize>,
     /// `layered`: step each weight inside the backward, and drop its gradient at once.
     #[serde(default)]
     pub optimizer_in_backward: Option<bool>,

@@ -172,6 +172,8 @@ fn keys_of_the_engines_are_hashed_only_where_written() {
         "activation_offloading",
         "attention_offloading",
         "checkpoint_every_layers",
+        "recompute",
+        "recompute_num_layers",
         "optimizer_in_backward",
         "weight_streaming",
         "stochastic_rounding",

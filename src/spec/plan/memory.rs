@@ -155,6 +155,7 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
         + ids
         + log_sum_exps
         + kept_on_device(s, settings)
+        + kept_projections(s, settings, 1)
         + workspaces;
     // Gradients that are held are all there when the first layer's are made; of the inputs one is left then, unless a second
     // micro-batch brings them again. A second pass begins at the last output again.
@@ -170,10 +171,12 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
         && settings.grad_clipping == GradClipping::GlobalTwoPass;
     let base = base + side_by_side + if twice { s.hidden() } else { 0 };
 
+    // The last layer's projections are there until its MLP's backward is done.
+    let last = kept_projections(s, settings, 0) - kept_projections(s, settings, 1);
     let phases = [
-        (Phase::Forward, forward(s, settings)),
-        (Phase::Loss, loss(s, settings)),
-        (Phase::MlpBackward, mlp_backward(s, settings)),
+        (Phase::Forward, last + forward(s, settings)),
+        (Phase::Loss, last + loss(s, settings)),
+        (Phase::MlpBackward, last + mlp_backward(s, settings)),
         (Phase::AttentionBackward, attention_backward(s, settings)),
         (Phase::Optimizer, optimizer_step(config, s, settings)),
     ];
@@ -210,15 +213,17 @@ fn host_tiles(s: &Sizes, settings: &Settings) -> u64 {
     s.tokens.div_ceil(tile) * (tile * s.d * s.e).next_power_of_two()
 }
 
-/// What a layer keeps beside its input, in numbers a position: each kind apart.
-fn kept_widths(s: &Sizes, settings: &Settings) -> [u64; 3] {
+/// What a layer keeps of its attention beside its input, in numbers a position: outputs; queries, keys and values.
+fn kept_widths(s: &Sizes, settings: &Settings) -> [u64; 2] {
     let of = |kept: bool, width: u64| if kept { width } else { 0 };
     let recompute = settings.recompute;
-    [
-        of(recompute.keeps_outputs(), s.queries),
-        of(recompute.keeps_heads(), s.queries + 2 * s.keys),
-        of(recompute.keeps_mlp(), 2 * s.f),
-    ]
+    [of(recompute.keeps_outputs(), s.queries), of(recompute.keeps_heads(), s.queries + 2 * s.keys)]
+}
+
+/// The MLP's projections of all layers that keep them, but for so many of these.
+fn kept_projections(s: &Sizes, settings: &Settings, but: u64) -> u64 {
+    let layers = settings.layers_that_keep_mlp(s.layers as usize) as u64;
+    layers.saturating_sub(but) * s.tokens * 2 * s.f * s.e
 }
 
 /// That of all layers, where it stays on the device.
@@ -238,17 +243,13 @@ fn kept_on_host(s: &Sizes, settings: &Settings) -> u64 {
         let rows = (tile / row.max(1)).clamp(1, s.tokens);
         groups * s.tokens.div_ceil(rows) * (rows * row).next_power_of_two()
     };
-    let [outputs, heads, _] = kept_widths(s, settings);
-    [outputs, heads].into_iter().filter(|width| *width > 0).map(tiles).sum()
+    kept_widths(s, settings).into_iter().filter(|width| *width > 0).map(tiles).sum()
 }
 
 /// The buffers that it comes back to.
 fn kept_buffers(s: &Sizes, settings: &Settings) -> [u64; 2] {
     match settings.activation_offloading {
-        true => {
-            let [outputs, heads, _] = kept_widths(s, settings);
-            [s.tokens * outputs * s.e, s.tokens * heads * s.e]
-        }
+        true => kept_widths(s, settings).map(|width| s.tokens * width * s.e),
         false => [0, 0],
     }
 }
@@ -321,9 +322,12 @@ fn projection(s: &Sizes, settings: &Settings) -> u64 {
     tile * (s.d * s.e + (queries + 2 * keys) * s.e + rotation)
 }
 
-/// A group's rows of the three projections, one below the other.
+/// A group's rows of the three projections, one below the other. Those of all heads lie so.
 fn projection_weights(s: &Sizes, settings: &Settings) -> u64 {
     let (queries, keys) = group(s, settings);
+    if settings.attention_head_groups == 1 && !settings.weight_streaming && s.w == s.e {
+        return 0;
+    }
     s.d * (queries + 2 * keys) * s.e
 }
 
@@ -418,11 +422,16 @@ fn attention_backward(s: &Sizes, settings: &Settings) -> u64 {
     let [_, heads] = kept_buffers(s, settings);
     // Those of the other groups, which wait.
     let waiting = heads.saturating_sub(s.tokens * (queries + 2 * keys) * s.e);
+    let of_a_group = s.d * (queries + 2 * keys) * FLOAT;
     let at_the_projection = s.tokens * (queries + 2 * keys) * s.e
         + heads.min(s.tokens * (queries + 2 * keys) * s.e)
-        + s.d * (queries + 2 * keys) * FLOAT
+        + of_a_group
         + projection(s, settings);
-    let sums = (2 * s.queries + 2 * s.keys) * s.d * FLOAT;
+    // Groups have room for their sums from the beginning; what the only one sums is all.
+    let sums = match settings.attention_head_groups {
+        1 => s.queries * s.d * FLOAT,
+        _ => (2 * s.queries + 2 * s.keys) * s.d * FLOAT,
+    };
     tied(s)
         + brought(s, settings)
         + 2 * s.hidden()

@@ -22,11 +22,15 @@ const ROW_TILE_BYTES: u64 = 64 << 20;
 /// The share of what the allocator may hand out that a prediction may fill: what is left is fragments and workspaces that
 /// change from version to version.
 const USABLE: f64 = 0.97;
+/// The same where memory is filled layer by layer only to save some arithmetic.
+const USABLE_FOR_SPEED: f64 = 0.94;
 /// Elements of a weight that are stepped at one time: 256 MiB of float32, or 16 MiB where weights are streamed because memory
 /// is short. The update of a weight in several blocks is made twice.
 const STEP_ELEMENTS: [usize; 2] = [1 << 26, 1 << 22];
 /// How much slower settings may be and still count as fast as the fastest.
 const AS_FAST: f64 = 1.005;
+/// Into how many parts layers are divided, of which some recompute the MLP and some do not.
+const SHARES: usize = 16;
 /// Host memory that is left to the process, the data and the system.
 const HOST_RESERVE: u64 = 6 << 30;
 
@@ -43,6 +47,10 @@ pub struct Settings {
     pub attention_offloading: bool,
     pub checkpoint_every_layers: usize,
     pub recompute: Recompute,
+    /// Layers, from the first, that recompute what `recompute` says; `None` is all. The others, whose backward comes first,
+    /// recompute as [`Recompute::Norms`].
+    #[serde(default)]
+    pub recompute_num_layers: Option<usize>,
     pub optimizer_in_backward: bool,
     /// Elements of a weight that are stepped at one time.
     pub step_elements: usize,
@@ -93,6 +101,17 @@ pub struct Prediction {
     pub wall: Wall,
 }
 
+impl Settings {
+    /// How many of `layers` layers keep the MLP's projections: the last ones.
+    pub fn layers_that_keep_mlp(&self, layers: usize) -> usize {
+        match self.recompute {
+            Recompute::Norms => layers,
+            Recompute::Mlp => layers - self.recompute_num_layers.map_or(layers, |n| n.min(layers)),
+            Recompute::Layer | Recompute::Projections => 0,
+        }
+    }
+}
+
 impl Prediction {
     /// Whether the run fits, as far as the arithmetic can tell.
     pub fn fits(&self) -> bool {
@@ -135,22 +154,31 @@ pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> S
         let work = time::work(config, model, Some(settings), machine.cuda);
         machine.speed.seconds(&work) + overhead(settings, &work, &machine.speed)
     };
-    let mut candidates = candidates(config, model, machine);
-    candidates.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
-    let fits = |settings: &&Settings| {
+    let mut candidates: Vec<(f64, Settings)> = candidates(config, model, machine)
+        .into_iter()
+        .map(|settings| (seconds(&settings), settings))
+        .collect();
+    candidates.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let written = config.train.recompute_num_layers.is_some();
+    let fits = |(_, settings): &&(f64, Settings)| {
         let memory = memory(settings);
         let device = memory.device_peak().0 as f64;
-        device <= USABLE * machine.device_memory.0 as f64 && memory.host <= available_host(machine)
+        let usable = match settings.recompute_num_layers {
+            Some(_) if !written => USABLE_FOR_SPEED,
+            _ => USABLE,
+        };
+        device <= usable * machine.device_memory.0 as f64 && memory.host <= available_host(machine)
     };
-    let peak = |settings: &&Settings| memory(settings).device_peak();
-    let chosen = match candidates.iter().find(fits).map(seconds) {
-        Some(fastest) => {
-            let as_fast = |s: &&Settings| seconds(s) <= AS_FAST * fastest;
+    let peak = |(_, settings): &&(f64, Settings)| memory(settings).device_peak();
+    let chosen = match candidates.iter().find(fits) {
+        Some((fastest, _)) => {
+            let as_fast = |(seconds, _): &&(f64, Settings)| *seconds <= AS_FAST * fastest;
             candidates.iter().filter(as_fast).filter(fits).min_by_key(peak)
         }
         None => candidates.iter().min_by_key(peak),
     };
-    *chosen.expect("there is always a candidate")
+    let (_, settings) = chosen.expect("there is always a candidate");
+    *settings
 }
 
 /// Seconds that settings cost beside what [`Speed::seconds`] counts: narrower products, sums that are read and written more
@@ -211,21 +239,26 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
     };
     let twice =
         train.max_grad_norm.is_some() && train.grad_clipping() == GradClipping::GlobalTwoPass;
-    let recomputes = |every: usize, offload: bool| match train.recompute {
+    let recomputes = |every: usize| match train.recompute {
         // Refused beside these where they are written.
         Some(recompute) if recompute.keeps_outputs() && every > 1 => vec![],
-        Some(recompute) if recompute.keeps_mlp() && offload => vec![],
-        Some(recompute) => vec![recompute],
-        None if every > 1 || twice => vec![Recompute::Layer],
-        None if offload => Recompute::ALL[..3].to_vec(),
-        None => Recompute::ALL.to_vec(),
+        Some(recompute) => vec![(recompute, train.recompute_num_layers)],
+        None if every > 1 || twice => vec![(Recompute::Layer, None)],
+        None => {
+            let in_all = Recompute::ALL.map(|recompute| (recompute, None));
+            let in_some = (1..SHARES)
+                .map(|share| model.num_hidden_layers * share / SHARES)
+                .filter(|layers| *layers > 0)
+                .map(|layers| (Recompute::Mlp, Some(layers)));
+            in_all.into_iter().chain(in_some).collect()
+        }
     };
     let mut all = Vec::new();
     for weight_streaming in choices(train.weight_streaming, stream) {
         for &checkpoint_every_layers in &every {
             for activation_offloading in choices(train.activation_offloading, offload) {
                 for attention_offloading in choices(train.attention_offloading, offload) {
-                    for recompute in recomputes(checkpoint_every_layers, activation_offloading) {
+                    for (recompute, recompute_num_layers) in recomputes(checkpoint_every_layers) {
                         // Outputs that are kept are where inputs are.
                         if recompute.keeps_outputs() && attention_offloading {
                             continue;
@@ -242,6 +275,7 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
                                 attention_offloading,
                                 checkpoint_every_layers,
                                 recompute,
+                                recompute_num_layers,
                                 optimizer_in_backward: in_backward,
                                 step_elements: STEP_ELEMENTS[usize::from(weight_streaming)],
                                 weight_streaming,

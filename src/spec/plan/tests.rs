@@ -125,6 +125,45 @@ fn what_is_kept_is_not_computed_again() {
     close(mlp.dense_flops - norms.dense_flops, 4.0 * 4096.0 * 14_336.0 * 32.0 * 16_384.0, 1e-9);
 }
 
+/// Layers that keep the MLP's projections take its share of the arithmetic away, and memory for each of them.
+#[test]
+fn some_layers_may_keep_the_projections_of_the_mlp() {
+    let machine = h100(Bytes::gib(80), Bytes::gib(1000));
+    let of = |recompute: &str, offload: bool| {
+        let train = format!(
+            "  checkpoint_every_layers: 1
+  activation_offloading: {offload}
+  weight_streaming: false
+  \
+             attention_head_groups: 1
+  mlp_tile_tokens: 1024
+  recompute: {recompute}
+"
+        );
+        predict(&config(4096, &train), &shape(MISTRAL), &machine)
+    };
+    for offload in [false, true] {
+        let [all, some, none] =
+            ["mlp", "mlp\n  recompute_num_layers: 24", "norms"].map(|of_mlp| of(of_mlp, offload));
+        let saved = all.work.dense_flops - none.work.dense_flops;
+        close(all.work.dense_flops - some.work.dense_flops, saved / 4.0, 1e-9);
+        let peak = |prediction: &Prediction| prediction.memory.device_peak().0;
+        let of_a_layer = 4096 * 2 * 14_336 * 2;
+        assert_eq!(peak(&none) - peak(&some), 24 * of_a_layer);
+        assert_eq!(some.memory.host, all.memory.host);
+    }
+    let written = of("mlp\n  recompute_num_layers: 99", false).settings.unwrap();
+    assert_eq!(written.layers_that_keep_mlp(32), 0);
+
+    // The room that is left of 24 GiB is used for them, layer by layer.
+    let small = h100(Bytes::gib(24), Bytes::gib(128));
+    let prediction = predict(&config(4096, ""), &shape(LLAMA), &small);
+    let chosen = prediction.settings.unwrap();
+    assert!((16..32).contains(&chosen.layers_that_keep_mlp(32)), "{chosen:?}");
+    let peak = prediction.memory.device_peak().as_gib();
+    assert!((21.0..0.94 * 24.0).contains(&peak), "{peak}");
+}
+
 /// Slope in KiB a token and intercept in GiB of the device's peak, between two lengths.
 fn line(model: &ModelConfig, groups: usize, outputs: bool, streamed: bool) -> (f64, f64) {
     let machine = h100(Bytes::gib(80), Bytes::gib(4000));
@@ -203,7 +242,11 @@ fn weights_are_counted_to_the_byte() {
 fn optimizer_state_is_counted_to_the_byte() {
     let machine = h100(Bytes::gib(80), Bytes::gib(1000));
     let state = |optimizer: &str, streamed: bool| {
-        let mut config = config(4096, &format!("  weight_streaming: {streamed}\n"));
+        // Settings that are the same whatever the state leaves room for.
+        let train = format!(
+            "  weight_streaming: {streamed}\n  activation_offloading: false\n  recompute: layer\n"
+        );
+        let mut config = config(4096, &train);
         config.train.optimizer.kind = OptimizerType::Adamw;
         config.train.optimizer.state_dtype = (optimizer == "int8").then_some(StateDtype::Int8);
         predict(&config, &shape(LLAMA), &machine).memory

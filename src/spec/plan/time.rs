@@ -144,12 +144,10 @@ pub fn work(
     let keeps = settings.map(|settings| settings.recompute).unwrap_or_default();
     let of = |kept: bool, flops: f64| if kept { flops } else { 0.0 };
     let heads = 2.0 * layers * d * (width + 2.0 * key_value_width);
-    let mlp = 2.0 * layers * 2.0 * d * model.intermediate_size as f64;
+    let keep_mlp = settings.map_or(0, |s| s.layers_that_keep_mlp(model.num_hidden_layers));
+    let kept_mlp = 2.0 * keep_mlp as f64 * 2.0 * d * model.intermediate_size as f64;
     let dense_flops = dense_flops
-        - tokens
-            * (of(keeps.keeps_outputs(), heads)
-                + of(keeps.keeps_heads(), heads)
-                + of(keeps.keeps_mlp(), mlp));
+        - tokens * (of(keeps.keeps_outputs(), heads) + of(keeps.keeps_heads(), heads) + kept_mlp);
     let attention_flops = attention_flops - of(keeps.keeps_outputs(), 4.0 * square * seen);
     let adafactor = train.optimizer.kind.is_adafactor();
     let fused = cuda && adafactor && config.model.dtype == Dtype::Bfloat16 && settings.is_some();

@@ -1,7 +1,7 @@
 //! What the forward of a layer keeps for its backward beside the input, so that it need not be done again.
 //!
-//! Log-sum-exps stay on the device. The rest is where inputs are: heads' outputs and queries, keys and values group by group;
-//! the MLP's projections on the device only.
+//! Log-sum-exps and the MLP's projections stay on the device. The rest is where inputs are: heads' outputs and queries, keys
+//! and values, group by group.
 //!
 //! `T` position, `n` and `k` a group's query and key-value heads, `H` head dim, `F` intermediate.
 
@@ -67,14 +67,13 @@ impl Activations {
         }
     }
 
-    /// Numbers of a position that a layer keeps beside its input and log-sum-exp.
-    pub fn width(&self, config: &ModelConfig) -> i64 {
+    /// Numbers of a position that a layer keeps of its attention beside its input and log-sum-exp.
+    pub fn attention_width(&self, config: &ModelConfig) -> i64 {
         let head_dim = config.head_dim() as i64;
         let (n, k) = (config.num_attention_heads as i64, config.num_key_value_heads() as i64);
         let of = |kept: bool, width: i64| if kept { width } else { 0 };
         of(self.recompute.keeps_outputs(), n * head_dim)
             + of(self.recompute.keeps_heads(), (n + 2 * k) * head_dim)
-            + of(self.recompute.keeps_mlp(), 2 * config.intermediate_size as i64)
     }
 
     /// Bytes of a position's log-sum-exps, if they are kept.

@@ -136,6 +136,7 @@ impl<'a> Layered<'a> {
             ("train.attention_offloading", json!(self.host_outputs.is_some())),
             ("train.checkpoint_every_layers", json!(settings.checkpoint_every_layers)),
             ("train.recompute", json!(settings.recompute)),
+            ("train.recompute_num_layers", json!(settings.recompute_num_layers)),
             ("train.weight_streaming", json!(self.weights.streams())),
             ("run.probe_layers", json!(self.probe_layers.map(|_| self.num_layers()))),
         ]
@@ -221,13 +222,17 @@ impl<'a> Layered<'a> {
         let inputs = all.div_ceil(every) - worked.div_ceil(every);
         let layers = (all - worked) as i64;
         let (t, d) = x.size2().expect("x is [T, D]");
-        let on_device = match self.inputs.offloads() {
-            true => 0,
-            false => inputs as i64 * d + layers * self.activations.width(&self.model.config),
-        };
+        let config = &self.model.config;
+        let keep_mlp = self.settings.layers_that_keep_mlp(all).saturating_sub(worked) as i64;
+        let projections = keep_mlp * 2 * config.intermediate_size as i64;
+        let on_device = projections
+            + match self.inputs.offloads() {
+                true => 0,
+                false => inputs as i64 * d + layers * self.activations.attention_width(config),
+            };
         let bytes = t
             * (on_device * x.kind().elt_size_in_bytes() as i64
-                + layers * self.activations.log_sum_exp_bytes(&self.model.config));
+                + layers * self.activations.log_sum_exp_bytes(config));
         (bytes > 0).then(|| Tensor::empty([bytes], (Kind::Uint8, x.device())))
     }
 
@@ -235,6 +240,12 @@ impl<'a> Layered<'a> {
     fn num_layers(&self) -> usize {
         let all = self.model.layers.len();
         self.probe_layers.map_or(all, |probe| probe.min(all))
+    }
+
+    /// Whether a layer's backward finds the MLP's projections. The last layers do, so those that a probe works stand for these.
+    fn keeps_mlp(&self, layer: usize) -> bool {
+        let all = self.model.layers.len();
+        layer + self.settings.layers_that_keep_mlp(all) >= self.num_layers()
     }
 
     /// One layer in place: `x`, its input, becomes its output, once `kept` has happened. What is not to be recomputed is
@@ -247,6 +258,7 @@ impl<'a> Layered<'a> {
         kept: Option<Event>,
         shared: &block::Stream,
     ) {
+        let keeps_mlp = self.keeps_mlp(layer);
         let weights = self.weights.take(layer);
         self.weights.prefetch(next);
         let Layered { kernel, groups, settings, activations, .. } = self;
@@ -263,8 +275,7 @@ impl<'a> Layered<'a> {
         }
         let x = x.all();
         let tile = settings.mlp_tile_tokens as i64;
-        let projections =
-            settings.recompute.keeps_mlp().then(|| Projections::empty(&x, &weights.used));
+        let projections = keeps_mlp.then(|| Projections::empty(&x, &weights.used));
         let eps = shared.rms_norm_eps;
         mlp::forward(&x, &mut outputs, &weights.used, eps, tile, projections.as_ref());
         if let Some(projections) = projections {
