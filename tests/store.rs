@@ -841,6 +841,21 @@ rope=yarn,64,1,1,2.718,2.718
 rope=yarn,128,1,1.5,4.482,4.482
 "
     );
+    // A seed that came to no number leaves no mean of the numbers that others came to.
+    let raw = rusqlite::Connection::open(Store::path(dir.path())).unwrap();
+    let changed = raw.execute(
+        "UPDATE perplexity SET nll = NULL, perplexity = NULL
+         WHERE context_length = 64 AND run = (SELECT id FROM runs WHERE run_id = 'a10000000000')",
+        [],
+    );
+    assert_eq!(changed.unwrap(), 1);
+    assert_eq!(
+        ask(
+            "SELECT context_length AS n, seeds, mean_nll, perplexity, round(best_perplexity, 3) AS best, worst_perplexity AS worst
+             FROM v_comparison WHERE label = 'rope=plain' AND context_length = 64"
+        ),
+        "n,seeds,mean_nll,perplexity,best,worst\n64,2,,,7.389,\n"
+    );
     assert_eq!(
         ask(
             "SELECT run_id, step, value FROM v_last_metrics WHERE key = 'loss' ORDER BY run_id LIMIT 2"
@@ -877,7 +892,7 @@ fn only_a_store_of_this_version_is_opened() {
         let message = error(opened);
         assert!(
             message.starts_with(&format!(
-                "{shown}: expected a store of version 4 or less, found version 99\n  help: "
+                "{shown}: expected a store of version 5 or less, found version 99\n  help: "
             )),
             "{message}"
         );
@@ -914,7 +929,7 @@ fn only_a_store_of_this_version_is_opened() {
     std::fs::write(&path, "").unwrap();
     let message = error(Store::open_read_only(dir.path()));
     assert!(
-        message.contains("expected a store of version 4, found version 0, which is empty"),
+        message.contains("expected a store of version 5, found version 0, which is empty"),
         "{message}"
     );
     Store::open(dir.path()).unwrap();

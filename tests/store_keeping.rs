@@ -251,7 +251,7 @@ fn an_older_store_is_read_as_it_is_and_carried_forward_with_a_backup() {
         let connection = Connection::open(path).unwrap();
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     };
-    assert_eq!((version(&backup), version(&Store::path(dir.path()))), (1, 4));
+    assert_eq!((version(&backup), version(&Store::path(dir.path()))), (1, 5));
     let kept = Connection::open(&backup).unwrap();
     let rows: i64 = kept.query_row("SELECT count(*) FROM metrics", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 8 * (200 + 120));
@@ -273,7 +273,7 @@ fn a_migration_without_room_for_its_backup_changes_nothing() {
     fs::create_dir_all(dir.path().join("fathom.db.v1.backup/in/the/way")).unwrap();
     let message = error(Store::open(dir.path()));
     assert!(
-        message.contains("fathom.db.v1.backup: expected to keep a copy of the store before it is brought from version 1 to 4"),
+        message.contains("fathom.db.v1.backup: expected to keep a copy of the store before it is brought from version 1 to 5"),
         "{message}"
     );
     assert!(fs::read(Store::path(dir.path())).unwrap() == bytes);

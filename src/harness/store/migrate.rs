@@ -15,11 +15,12 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6661_7468;
 
 /// What brings a database from version N (`PRAGMA user_version`) to N + 1. Only ever appended to.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
     include_str!("migrations/4.sql"),
+    include_str!("migrations/5.sql"),
 ];
 
 /// The version that this program writes.
