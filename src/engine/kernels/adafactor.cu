@@ -1,10 +1,10 @@
 // Adafactor's step of a matrix in four passes, and of a vector in one. Comes after kernels.cu, in one source.
 //
-// A block of 256 threads takes a tile of 32 rows of 1024 columns, four columns a thread. What has to be known of all tiles is
-// summed up by the block that is the last to add its own, in the order of the tiles. The matrix is read from alternate ends:
-// what a pass read last is still in the cache when the next begins.
+// A block of 256 threads takes a tile of up to 32 rows of 1024 columns, four columns a thread, two rows at once. What has to be
+// known of all tiles is summed up by the block that is the last to add its own, in the order of the tiles. The matrix is read
+// from alternate ends: what a pass read last is still in the cache when the next begins.
 
-constexpr int kRows = 32, kColumns = 1024, kAtOnce = 4;
+constexpr int kMostRows = 32, kColumns = 1024, kAtOnce = 2;
 
 // Blocks that have added their sum, of the two kernels that wait for the last one. Back to 0 when it has.
 __device__ unsigned int moments_summed, squares_summed;
@@ -14,6 +14,7 @@ enum Factor {
   kInverse,  // one over the mean (the sum) of the rows' second moments
   kSize,     // of the step
   kScale,    // of the update: the step's size, with the update's own held to the threshold, negative
+  kSquares,  // the sum of squares of the gradient
 };
 
 __device__ __forceinline__ void read_four(const float* from, float* to) {
@@ -110,17 +111,16 @@ __device__ __forceinline__ float sum_of(const float* sums, int count, float* scr
   return of_block(sum, scratch);
 }
 
-// Sums of squares of the gradient over each row (of each 1024 columns) and each column (of each 32 rows), of the weight over
-// each tile.
+// Sums of squares of the gradient over each row and each column of each tile, of the weight over each tile.
 template <typename Weight>
 __device__ __forceinline__ void sums_of_squares(
     const float* __restrict__ grad, const Weight* __restrict__ weight, float* __restrict__ by_row,
-    float* __restrict__ by_column, float* __restrict__ of_weight, int rows, int columns) {
-  __shared__ float of_rows[kRows][8];
+    float* __restrict__ by_column, float* __restrict__ of_weight, int rows, int columns, int tile_rows) {
+  __shared__ float of_rows[kMostRows][8];
   __shared__ float scratch[32];
-  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * kRows;
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * tile_rows;
   float sums[4] = {}, weights = 0.0f;
-  for (int r = 0; r < kRows; r += kAtOnce) {
+  for (int r = 0; r < tile_rows; r += kAtOnce) {
     float g[kAtOnce][4] = {}, w[kAtOnce][4] = {};
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
@@ -148,7 +148,7 @@ __device__ __forceinline__ void sums_of_squares(
   }
   weights = of_block(weights, scratch);
   if (threadIdx.x == 0) of_weight[blockIdx.y * gridDim.x + blockIdx.x] = weights;
-  if (threadIdx.x < kRows && first + threadIdx.x < rows) {
+  if (threadIdx.x < tile_rows && first + threadIdx.x < rows) {
     float sum = 0.0f;
     for (int warp = 0; warp < 8; ++warp) sum += of_rows[threadIdx.x][warp];
     by_row[static_cast<long long>(blockIdx.x) * rows + first + threadIdx.x] = sum;
@@ -162,6 +162,7 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_moments(
     int rows, int columns, int tiles_across, int tiles_down) {
   __shared__ float parts[8][32];
   __shared__ float scratch[32];
+  const int blocks = gridDim.x - (columns + 31) / 32;  // of rows, each with two sums: of moments, and of squares
   const int of_columns = (columns + 31) / 32, lane = threadIdx.x % 32, group = threadIdx.x / 32;
   if (blockIdx.x < of_columns) {
     const int column = blockIdx.x * 32 + lane;
@@ -181,21 +182,23 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_moments(
     return;
   }
   const int place = blockIdx.x - of_columns, row = place * 256 + threadIdx.x;
-  float moved = 0.0f;
+  float moved = 0.0f, sum = 0.0f;
   if (row < rows) {
-    float sum = 0.0f;
     for (int tile = 0; tile < tiles_across; ++tile) sum += by_row[static_cast<long long>(tile) * rows + row];
     moved = lerp(row_moments[row], moment(sum, columns, eps, floor), share);
     row_moments[row] = moved;
   }
   moved = of_block(moved, scratch);
-  const int blocks = gridDim.x - of_columns;
+  sum = of_block(sum, scratch);
+  if (threadIdx.x == 0) __stcg(sums + blocks + place, sum);
   if (!is_last(moved, sums, place, blocks, &moments_summed)) return;
   const float total = sum_of(sums, blocks, scratch);
+  const float squares = sum_of(sums + blocks, blocks, scratch);
   const float weights = sum_of(of_weight, tiles_across * tiles_down, scratch);
   if (threadIdx.x == 0) {
     factors[kInverse] = 1.0f / (of_sums(floor) ? total : at_least(total / rows, eps));
     factors[kSize] = size_of_step(size, weights, static_cast<float>(rows) * columns, floor);
+    factors[kSquares] = squares;
   }
 }
 
@@ -203,10 +206,10 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_moments(
 extern "C" __global__ void __launch_bounds__(256) adafactor_scale(
     const float* __restrict__ grad, const float* __restrict__ row_moments,
     const float* __restrict__ column_moments, float* factors, float* sums, float eps, float floor,
-    float clip, int rows, int columns) {
+    float clip, int rows, int columns, int tile_rows) {
   __shared__ float scratch[32];
   const int down = gridDim.y - 1 - blockIdx.y;  // from the end that the last pass came to
-  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = down * kRows;
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = down * tile_rows;
   const float inverse = factors[kInverse];
   float sum = 0.0f;
   if (column < columns) {
@@ -214,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(256) adafactor_scale(
     read_four(column_moments + column, c);
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[i] = column_part(c[i], floor);
-    for (int r = first + kRows - kAtOnce; r >= first; r -= kAtOnce) {
+    for (int r = first + tile_rows - kAtOnce; r >= first; r -= kAtOnce) {
       float g[kAtOnce][4] = {};
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
@@ -246,15 +249,15 @@ template <typename Weight>
 __device__ __forceinline__ void adafactor_apply(
     Weight* __restrict__ weight, const float* __restrict__ grad, const float* __restrict__ row_moments,
     const float* __restrict__ column_moments, const float* __restrict__ factors, float eps, float floor,
-    float keep, unsigned long long seed, int stochastic, int rows, int columns) {
-  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * kRows;
+    float keep, unsigned long long seed, int stochastic, int rows, int columns, int tile_rows) {
+  const int column = blockIdx.x * kColumns + threadIdx.x * 4, first = blockIdx.y * tile_rows;
   if (column >= columns) return;
   const float inverse = factors[kInverse], scale = factors[kScale];
   float c[4];
   read_four(column_moments + column, c);
 #pragma unroll
   for (int i = 0; i < 4; ++i) c[i] = column_part(c[i], floor);
-  for (int r = first; r < first + kRows; r += kAtOnce) {
+  for (int r = first; r < first + tile_rows; r += kAtOnce) {
     float g[kAtOnce][4] = {}, w[kAtOnce][4] = {};
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
@@ -281,13 +284,13 @@ __device__ __forceinline__ void adafactor_apply(
 // The whole step of a vector, by one block of 1024 threads: its second moments are its own.
 template <typename Weight>
 __device__ __forceinline__ void adafactor_vector(
-    Weight* weight, const float* grad, float* moments, float share, float eps, float floor, float size,
-    float clip, float keep, unsigned long long seed, int stochastic, int count) {
+    Weight* weight, const float* grad, float* moments, float* of_grad, float share, float eps, float floor,
+    float size, float clip, float keep, unsigned long long seed, int stochastic, int count) {
   __shared__ float scratch[32];
   const auto part = [&](float moment) {
     return rsqrtf(of_sums(floor) ? moment : at_least(moment, eps * eps));
   };
-  float weights = 0.0f, squares = 0.0f;
+  float weights = 0.0f, squares = 0.0f, grads = 0.0f;
   for (int at = threadIdx.x; at < count; at += 1024) {
     const float w = as_float(weight[at]), g = grad[at];
     const float moved = lerp(moments[at], moment(g * g, 1.0f, eps, floor), share);
@@ -295,9 +298,12 @@ __device__ __forceinline__ void adafactor_vector(
     const float u = g * part(moved);
     weights += w * w;
     squares += u * u;
+    grads += g * g;
   }
   weights = of_block(weights, scratch);
   squares = of_block(squares, scratch);
+  grads = of_block(grads, scratch);
+  if (threadIdx.x == 0) *of_grad = grads;
   const float scale = scale_of_update(size_of_step(size, weights, count, floor), squares, count, clip);
   for (int at = threadIdx.x; at < count; at += 1024) {
     const float w = as_float(weight[at]) * keep + scale * (grad[at] * part(moments[at]));
@@ -308,21 +314,22 @@ __device__ __forceinline__ void adafactor_vector(
 #define ADAFACTOR(NAME, WEIGHT)                                                                        \
   extern "C" __global__ void __launch_bounds__(256) adafactor_sums_##NAME(                             \
       const float* grad, const WEIGHT* weight, float* by_row, float* by_column, float* of_weight,      \
-      int rows, int columns) {                                                                         \
-    sums_of_squares(grad, weight, by_row, by_column, of_weight, rows, columns);                        \
+      int rows, int columns, int tile_rows) {                                                          \
+    sums_of_squares(grad, weight, by_row, by_column, of_weight, rows, columns, tile_rows);             \
   }                                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) adafactor_apply_##NAME(                            \
       WEIGHT* weight, const float* grad, const float* row_moments, const float* column_moments,        \
       const float* factors, float eps, float floor, float keep, unsigned long long seed,               \
-      int stochastic, int rows, int columns) {                                                         \
+      int stochastic, int rows, int columns, int tile_rows) {                                          \
     adafactor_apply(weight, grad, row_moments, column_moments, factors, eps, floor, keep, seed,        \
-                    stochastic, rows, columns);                                                        \
+                    stochastic, rows, columns, tile_rows);                                             \
   }                                                                                                    \
   extern "C" __global__ void __launch_bounds__(1024) adafactor_vector_##NAME(                          \
-      WEIGHT* weight, const float* grad, float* moments, float share, float eps, float floor,          \
-      float size, float clip, float keep, unsigned long long seed, int stochastic, int count) {        \
-    adafactor_vector(weight, grad, moments, share, eps, floor, size, clip, keep, seed, stochastic,     \
-                     count);                                                                           \
+      WEIGHT* weight, const float* grad, float* moments, float* of_grad, float share, float eps,       \
+      float floor, float size, float clip, float keep, unsigned long long seed, int stochastic,        \
+      int count) {                                                                                     \
+    adafactor_vector(weight, grad, moments, of_grad, share, eps, floor, size, clip, keep, seed,        \
+                     stochastic, count);                                                               \
   }
 ADAFACTOR(bfloat16, bf16)
 ADAFACTOR(float32, float)

@@ -6,15 +6,17 @@ use super::{Fused, THREADS};
 use crate::torch::{Argument, Grid};
 use tch::{Kind, Tensor};
 
-/// Rows and columns that a block takes.
-const TILE: (i64, i64) = (32, 1024);
+/// Columns that a block takes; and rows, of a matrix with fewer tiles than keep a device busy, and of others.
+const TILE_COLUMNS: i64 = 1024;
+const TILE_ROWS: [i64; 2] = [8, 32];
+const TILES_THAT_KEEP_BUSY: i64 = 256;
 /// Columns and rows of which a block moves the second moments on.
 const MOMENTS_AT_ONCE: (i64, i64) = (32, THREADS as i64);
 /// Threads of the one block that steps a vector, and elements above which one block is too few.
 const VECTOR_THREADS: u32 = 1024;
 const LARGEST_VECTOR: usize = 1 << 16;
-/// Numbers that are known of a whole matrix.
-const FACTORS: i64 = 3;
+/// Numbers that are known of a whole matrix; the last is the sum of squares of the gradient.
+const FACTORS: i64 = 4;
 
 /// What a step goes by.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,7 +53,7 @@ impl AdafactorRule {
 }
 
 impl Fused {
-    /// Steps a matrix and its second moments.
+    /// Steps a matrix and its second moments. Returns the sum of squares of the gradient, a float32 scalar.
     ///
     /// # Shapes
     ///
@@ -65,12 +67,13 @@ impl Fused {
         row_moments: &Tensor,
         column_moments: &Tensor,
         step: &AdafactorStep,
-    ) -> bool {
-        let (Some(kind), Ok((rows, columns))) = (name_of(weight), gradient.size2()) else {
-            return false;
-        };
+    ) -> Option<Tensor> {
+        let (kind, (rows, columns)) = (name_of(weight)?, gradient.size2().ok()?);
         let across = |size: i64, tile: i64| (size + tile - 1) / tile;
-        let (x, y) = (across(columns, TILE.1), across(rows, TILE.0));
+        let x = across(columns, TILE_COLUMNS);
+        let [few, many] = TILE_ROWS;
+        let tile_rows = if x * across(rows, many) < TILES_THAT_KEEP_BUSY { few } else { many };
+        let y = across(rows, tile_rows);
         let fits = columns % 4 == 0
             && rows * columns > 0
             && y <= i64::from(u16::MAX)
@@ -78,17 +81,17 @@ impl Fused {
             && [weight, gradient, row_moments, column_moments].into_iter().all(readable)
             && (row_moments.numel() as i64, column_moments.numel() as i64) == (rows, columns);
         if !fits {
-            return false;
+            return None;
         }
         let of_rows = across(rows, MOMENTS_AT_ONCE.1);
-        let moments = Grid {
+        let of_moments = Grid {
             blocks: ((across(columns, MOMENTS_AT_ONCE.0) + of_rows) as u32, 1),
             threads: THREADS,
         };
-        let tiles = Grid { blocks: (x as u32, y as u32), threads: THREADS };
+        let of_tiles = Grid { blocks: (x as u32, y as u32), threads: THREADS };
 
         // One allocation for what the kernels tell each other; each part begins at a multiple of 16 bytes.
-        let sizes = [x * rows, y * columns, x * y, of_rows, x * y, FACTORS];
+        let sizes = [x * rows, y * columns, x * y, 2 * of_rows, x * y, FACTORS];
         let mut length = 0;
         let places = sizes.map(|size| {
             let place = length;
@@ -96,7 +99,7 @@ impl Fused {
             place as usize
         });
         let workspace = Tensor::empty([length], (Kind::Float, self.device));
-        let [by_row, by_column, of_weight, of_moments, of_update, factors] = places
+        let [by_row, by_column, of_weight, in_moments, in_update, factors] = places
             .map(|place| Argument::Pointer(workspace.data_ptr().wrapping_byte_add(4 * place)));
 
         let [weight, gradient, row_moments, column_moments] =
@@ -105,64 +108,43 @@ impl Fused {
         let [share, eps, floor, size, clip, keep] =
             [step.share, step.eps, floor, size, step.clip_threshold, step.keep]
                 .map(|value| Argument::Float(value as f32));
-        let [rows, columns, x, y] = [rows, columns, x, y].map(|value| Argument::Int(value as i32));
-        let [seed, stochastic] = rounding(step);
-        let sums = [gradient, weight, by_row, by_column, of_weight, rows, columns];
-        let moved = [
-            row_moments,
-            column_moments,
-            by_row,
-            by_column,
-            of_weight,
-            of_moments,
-            factors,
-            share,
-            eps,
-            floor,
-            size,
-            rows,
-            columns,
-            x,
-            y,
-        ];
-        let scaled = [
-            gradient,
-            row_moments,
-            column_moments,
-            factors,
-            of_update,
-            eps,
-            floor,
-            clip,
-            rows,
-            columns,
-        ];
-        let applied = [
-            weight,
-            gradient,
-            row_moments,
-            column_moments,
-            factors,
-            eps,
-            floor,
-            keep,
-            seed,
-            stochastic,
-            rows,
-            columns,
+        let [rows, columns, x, y, tile_rows] =
+            [rows, columns, x, y, tile_rows].map(|value| Argument::Int(value as i32));
+        let moments = [row_moments, column_moments];
+        let sums_of_squares = [by_row, by_column, of_weight];
+        let in_tiles = [rows, columns, tile_rows];
+        let [summed, moved, scaled, applied] = [
+            [&[gradient, weight], &sums_of_squares[..], &in_tiles].concat(),
+            [
+                &moments,
+                &sums_of_squares[..],
+                &[in_moments, factors, share, eps, floor, size],
+                &[rows, columns, x, y],
+            ]
+            .concat(),
+            [&[gradient], &moments[..], &[factors, in_update, eps, floor, clip], &in_tiles]
+                .concat(),
+            [
+                &[weight, gradient],
+                &moments[..],
+                &[factors, eps, floor, keep],
+                &rounding(step),
+                &in_tiles,
+            ]
+            .concat(),
         ];
         // SAFETY: the kernels' own arguments; sizes, dtypes and alignment were checked above, and the workspace has room for
         // every part.
         unsafe {
-            self.launch(&format!("adafactor_sums_{kind}"), tiles, &sums);
-            self.launch("adafactor_moments", moments, &moved);
-            self.launch("adafactor_scale", tiles, &scaled);
-            self.launch(&format!("adafactor_apply_{kind}"), tiles, &applied);
+            self.launch(&format!("adafactor_sums_{kind}"), of_tiles, &summed);
+            self.launch("adafactor_moments", of_moments, &moved);
+            self.launch("adafactor_scale", of_tiles, &scaled);
+            self.launch(&format!("adafactor_apply_{kind}"), of_tiles, &applied);
         }
-        true
+        Some(workspace.get(length - 1))
     }
 
-    /// Steps a vector and its second moments.
+    /// Steps a vector and its second moments. Returns the sum of squares of the gradient, a float32 scalar.
     ///
     /// # Shapes
     ///
@@ -173,17 +155,19 @@ impl Fused {
         gradient: &Tensor,
         moments: &Tensor,
         step: &AdafactorStep,
-    ) -> bool {
-        let Some(kind) = name_of(weight) else { return false };
+    ) -> Option<Tensor> {
+        let kind = name_of(weight)?;
         let count = weight.numel();
         let fits = weight.dim() == 1
             && (1..=LARGEST_VECTOR).contains(&count)
             && [weight, gradient, moments].into_iter().all(|x| readable(x) && x.numel() == count);
         if !fits {
-            return false;
+            return None;
         }
+        let squares = Tensor::empty([0i64; 0], (Kind::Float, self.device));
         let (size, floor) = step.rule.arguments();
-        let mut arguments: Vec<Argument> = [weight, gradient, moments].map(Argument::of).into();
+        let mut arguments: Vec<Argument> =
+            [weight, gradient, moments, &squares].map(Argument::of).into();
         arguments.extend(
             [step.share, step.eps, floor, size, step.clip_threshold, step.keep]
                 .map(|value| Argument::Float(value as f32)),
@@ -193,7 +177,7 @@ impl Fused {
         let grid = Grid { blocks: (1, 1), threads: VECTOR_THREADS };
         // SAFETY: the kernel's own arguments; sizes and dtypes were checked above.
         unsafe { self.launch(&format!("adafactor_vector_{kind}"), grid, &arguments) };
-        true
+        Some(squares)
     }
 }
 

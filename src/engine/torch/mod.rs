@@ -74,6 +74,11 @@ unsafe extern "C" {
         pinned: bool,
         out: *mut *mut torch_sys::C_tensor,
     ) -> *mut c_char;
+    fn fathom_same_storage(
+        a: *const torch_sys::C_tensor,
+        b: *const torch_sys::C_tensor,
+        out: *mut bool,
+    ) -> *mut c_char;
     fn fathom_adamw_step(
         weight: *const torch_sys::C_tensor,
         gradient: *const torch_sys::C_tensor,
@@ -125,6 +130,14 @@ pub fn libtorch_version() -> String {
 pub fn backward(output: &Tensor, gradient: &Tensor) {
     // SAFETY: both pointers are to live tensors; the shim copies the handles.
     must(unsafe { fathom_backward(output.as_ptr(), gradient.as_ptr()) });
+}
+
+/// Whether two tensors are parts of one allocation.
+pub fn same_storage(a: &Tensor, b: &Tensor) -> bool {
+    let mut same = false;
+    // SAFETY: both pointers are to live tensors, and there is room for the answer.
+    must(unsafe { fathom_same_storage(a.as_ptr(), b.as_ptr(), &mut same) });
+    same
 }
 
 /// The state of the CPU's random generator.

@@ -275,6 +275,11 @@ char* fathom_host_empty_like(const at::Tensor* like, bool pinned, at::Tensor** o
   });
 }
 
+// Whether two tensors are parts of one allocation.
+char* fathom_same_storage(const at::Tensor* a, const at::Tensor* b, bool* out) {
+  return guarded([=] { *out = a->is_alias_of(*b); });
+}
+
 // AdamW in one pass, in place; options: learning rate, beta1, beta2, weight decay, eps.
 char* fathom_adamw_step(
     const at::Tensor* weight,

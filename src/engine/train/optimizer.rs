@@ -134,13 +134,15 @@ impl Optimizer {
         }
     }
 
-    /// Steps `weight`, the parameter that was number `index` for [`Optimizer::new`], in place.
+    /// Steps `weight`, the parameter that was number `index` for [`Optimizer::new`], in place. Returns the sum of squares of
+    /// the gradient, where the step came upon it.
     ///
     /// Nothing waits for the device.
     ///
     /// # Shapes
     ///
     /// - `weight`, `grad`: the size that the parameter had for [`Optimizer::new`], any float dtype
+    /// - returns: a float32 scalar on the device
     ///
     /// # Panics
     ///
@@ -151,7 +153,7 @@ impl Optimizer {
         weight: &Tensor,
         grad: &Tensor,
         learning_rate: f64,
-    ) {
+    ) -> Option<Tensor> {
         let parameter = &mut self.parameters[index];
         let name = &parameter.name;
         assert!(!parameter.stepped, "{name}: expected one step after `begin_step`, found a second");
@@ -173,13 +175,14 @@ impl Optimizer {
                 block_elements: self.block_elements,
                 codebooks: self.codebooks.as_ref(),
             };
-            step.apply(&self.rule, &mut state);
+            let squares = step.apply(&self.rule, &mut state);
             for (kept, state) in parameter.state.iter().zip(&state) {
                 if kept.device() != state.device() {
                     torch::copy(kept, state);
                 }
             }
-        });
+            squares
+        })
     }
 
     /// The state, under names such as `exp_avg.model.norm.weight`; the count of each parameter's steps is `step.<name>`.
@@ -396,8 +399,8 @@ impl Block {
 }
 
 impl Step<'_> {
-    /// Changes the weight and its state.
-    fn apply(&self, rule: &Rule, state: &mut [Tensor]) {
+    /// Changes the weight and its state. Returns the sum of squares of the gradient, if that was made on the way.
+    fn apply(&self, rule: &Rule, state: &mut [Tensor]) -> Option<Tensor> {
         match (rule, state) {
             (&Rule::Adamw { betas, eps, .. }, [exp_avg, exp_avg_sq]) => {
                 self.adamw(betas, eps, exp_avg, exp_avg_sq);
@@ -419,13 +422,22 @@ impl Step<'_> {
             (
                 &Rule::Adafactor { eps, relative_step_floor, beta2_decay, clip_threshold },
                 variance,
-            ) => self.adafactor(eps, relative_step_floor, beta2_decay, clip_threshold, variance),
+            ) => {
+                return self.adafactor(
+                    eps,
+                    relative_step_floor,
+                    beta2_decay,
+                    clip_threshold,
+                    variance,
+                );
+            }
             (&Rule::AdafactorSum { eps, beta2_decay, clip_threshold }, variance) => {
-                self.adafactor_sum(eps, beta2_decay, clip_threshold, variance);
+                return self.adafactor_sum(eps, beta2_decay, clip_threshold, variance);
             }
             (&Rule::Sgd { momentum }, buffer) => self.sgd(momentum, buffer.first_mut()),
             (rule, state) => unreachable!("{} tensors of state for {rule:?}", state.len()),
         }
+        None
     }
 
     fn blocks(&self) -> Vec<Block> {
@@ -527,12 +539,13 @@ impl Step<'_> {
         beta2_decay: f64,
         clip_threshold: f64,
         state: &mut [Tensor],
-    ) {
+    ) -> Option<Tensor> {
         let relative_step = self.learning_rate.min(self.count.powf(-0.5));
         let share = self.count.powf(beta2_decay);
         let rule = AdafactorRule::Means { relative_step, floor: relative_step_floor };
-        if self.adafactor_fused(rule, share, eps, clip_threshold, state) {
-            return;
+        let fused = self.adafactor_fused(rule, share, eps, clip_threshold, state);
+        if fused.is_some() {
+            return fused;
         }
         // Of the weight as it is before the decay.
         let step_size = rms(self.weight).clamp_min_(relative_step_floor) * relative_step;
@@ -559,6 +572,7 @@ impl Step<'_> {
             update.clamp_min_(eps * eps).rsqrt_().g_mul_(&block.of(self.grad))
         };
         self.subtract_clipped(update, step_size, clip_threshold);
+        None
     }
 
     /// Adafactor as in the tutorial's system: sums of rows and columns, `eps` added to every squared gradient, and a step of
@@ -568,11 +582,18 @@ impl Step<'_> {
     ///
     /// - `state`: `row_sum` `[R]` and `col_sum` `[C]` of a weight `[.., C]` with `R * C` elements; of a vector `variance`, its
     ///   size
-    fn adafactor_sum(&self, eps: f64, beta2_decay: f64, clip_threshold: f64, state: &mut [Tensor]) {
+    fn adafactor_sum(
+        &self,
+        eps: f64,
+        beta2_decay: f64,
+        clip_threshold: f64,
+        state: &mut [Tensor],
+    ) -> Option<Tensor> {
         let share = self.count.powf(beta2_decay).max(1.0 - ADAFACTOR_SUM_MAX_BETA2);
         let rule = AdafactorRule::Sums { learning_rate: self.learning_rate };
-        if self.adafactor_fused(rule, share, eps, clip_threshold, state) {
-            return;
+        let fused = self.adafactor_fused(rule, share, eps, clip_threshold, state);
+        if fused.is_some() {
+            return fused;
         }
         // One over the root of a block's second moment, a tensor of its own; the state moves on here, once.
         let factor: Box<dyn Fn(Block) -> Tensor> = match state {
@@ -602,10 +623,11 @@ impl Step<'_> {
         };
         let update = |block: Block| factor(block).g_mul_(&block.of(self.grad));
         self.subtract_clipped(update, self.scalar(self.learning_rate), clip_threshold);
+        None
     }
 
-    /// Either Adafactor by kernels, with no temporary of the weight's size. `false` where they do not serve: nothing has
-    /// changed then.
+    /// Either Adafactor by kernels, with no temporary of the weight's size; returns the sum of squares of the gradient. `None`
+    /// where they do not serve: nothing has changed then.
     fn adafactor_fused(
         &self,
         rule: AdafactorRule,
@@ -613,14 +635,14 @@ impl Step<'_> {
         eps: f64,
         clip_threshold: f64,
         state: &[Tensor],
-    ) -> bool {
-        let Some(fused) = kernels::of_gradient(self.grad) else { return false };
+    ) -> Option<Tensor> {
+        let fused = kernels::of_gradient(self.grad)?;
         let keep = 1.0 - self.learning_rate * self.weight_decay;
         let step = AdafactorStep { rule, share, eps, clip_threshold, keep, seed: self.rounding };
         match state {
             [rows, columns] => fused.adafactor_matrix(self.weight, self.grad, rows, columns, &step),
             [variance] => fused.adafactor_vector(self.weight, self.grad, variance, &step),
-            _ => false,
+            _ => None,
         }
     }
 

@@ -10,6 +10,7 @@ use super::products::{add_matmul, add_product, unset, zeros};
 use crate::kernels;
 use crate::model::block::{Block, Stream, rms_norm};
 use crate::model::rope::rotate;
+use crate::torch::same_storage;
 use tch::Tensor;
 
 /// What the attention of every layer shares.
@@ -340,12 +341,14 @@ fn put(whole: &mut Tensor, part: Tensor, place: impl FnOnce(&mut Tensor) -> Tens
 fn as_they_lie(parts: &[Tensor]) -> Option<Tensor> {
     let end =
         |x: &Tensor| (x.data_ptr() as usize).wrapping_add(x.numel() * x.kind().elt_size_in_bytes());
-    let follows = |pair: &[Tensor]| end(&pair[0]) == pair[1].data_ptr() as usize;
+    // Chance, too, may put one behind the other: then they are no part of one allocation.
+    let follows = |pair: &[Tensor]| {
+        end(&pair[0]) == pair[1].data_ptr() as usize && same_storage(&pair[0], &pair[1])
+    };
     let lie_so = parts.iter().all(Tensor::is_contiguous) && parts.windows(2).all(follows);
     let rows = parts.iter().map(|part| part.size()[0]).sum::<i64>();
     let columns = parts[0].size()[1];
-    // Refused where only chance put them there: then they are no part of one allocation.
-    lie_so.then(|| parts[0].f_as_strided([rows, columns], [columns, 1], None).ok()).flatten()
+    lie_so.then(|| parts[0].as_strided([rows, columns], [columns, 1], None))
 }
 
 #[cfg(test)]

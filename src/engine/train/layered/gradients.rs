@@ -28,12 +28,15 @@ impl Square {
 
     /// Adds the squares of all elements of all gradients; returns their own sum, a float64 scalar on the device.
     pub fn add(&mut self, sublayer: &[Gradient]) -> Tensor {
-        let norm = |g: &Gradient| {
-            let exact = if g.gradient.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            g.gradient.norm_scalaropt_dtype(2, exact).to_kind(Kind::Double)
-        };
-        let norms: Vec<Tensor> = sublayer.iter().map(norm).collect();
-        let square = Tensor::stack(&norms, 0).square().sum(Kind::Double);
+        self.add_squares(sublayer.iter().map(|g| square_of(&g.gradient)).collect())
+    }
+
+    /// The same for gradients of which the sums of squares are known.
+    pub fn add_squares(&mut self, mut squares: Vec<Tensor>) -> Tensor {
+        if squares.iter().any(|square| square.kind() != squares[0].kind()) {
+            squares = squares.iter().map(|square| square.to_kind(Kind::Double)).collect();
+        }
+        let square = Tensor::stack(&squares, 0).sum(Kind::Double);
         self.0 = Some(match self.0.take() {
             Some(sum) => sum + &square,
             None => square.shallow_clone(),
@@ -45,6 +48,12 @@ impl Square {
     pub fn root(&self) -> f64 {
         self.0.as_ref().map_or(0.0, |square| square.sqrt().double_value(&[]))
     }
+}
+
+/// The sum of squares of a gradient, a float64 scalar on the device.
+fn square_of(gradient: &Tensor) -> Tensor {
+    let exact = if gradient.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    gradient.norm_scalaropt_dtype(2, exact).to_kind(Kind::Double).square()
 }
 
 impl Default for Square {
@@ -112,17 +121,31 @@ pub struct Stepped<'a> {
 
 impl Gradients for Stepped<'_> {
     fn take(&mut self, mut sublayer: Vec<Gradient>) {
-        let square = self.square.add(&sublayer);
-        match self.clip {
-            Clip::None => {}
-            Clip::PerSublayer(max_norm) => clip_sublayer(&mut sublayer, &square, max_norm),
-            Clip::Factor(factor) if factor >= 1.0 => {}
+        let measured = match self.clip {
+            Clip::None => false,
+            Clip::Factor(factor) if factor >= 1.0 => false,
             Clip::Factor(factor) => {
+                let _ = self.square.add(&sublayer);
                 sublayer.iter_mut().for_each(|gradient| gradient.gradient *= factor);
+                true
+            }
+            Clip::PerSublayer(max_norm) => {
+                let square = self.square.add(&sublayer);
+                clip_sublayer(&mut sublayer, &square, max_norm);
+                true
+            }
+        };
+        // A step may come upon the squares of its gradient by itself.
+        let mut squares = Vec::new();
+        for Gradient { index, weight, gradient } in sublayer {
+            let square =
+                self.optimizer.step_parameter(index, &weight, &gradient, self.learning_rate);
+            if !measured {
+                squares.push(square.unwrap_or_else(|| square_of(&gradient)));
             }
         }
-        for Gradient { index, weight, gradient } in sublayer {
-            self.optimizer.step_parameter(index, &weight, &gradient, self.learning_rate);
+        if !measured {
+            let _ = self.square.add_squares(squares);
         }
     }
 }
