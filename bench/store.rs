@@ -55,6 +55,7 @@ fn prepare(results: &Path, number: u64) -> Result<(SavedIdentity, RunConfig, Run
     let identity = SavedIdentity {
         identity: RunIdentity { run_hash, group_hash: format!("{:064x}", number / 10) },
         digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+        model_files: Vec::new(),
         created_at: 1.7e9,
     };
     identity.write(&paths)?;

@@ -39,6 +39,7 @@ fn plan(store: &mut Store, name: &str, config: &RunConfig) -> (RunId, RunPaths) 
     let identity = SavedIdentity {
         identity: RunIdentity { run_hash, group_hash: format!("{:0<64}", "9") },
         digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+        model_files: Vec::new(),
         created_at: CREATED_AT,
     };
     identity.write(&paths).unwrap();

@@ -38,6 +38,7 @@ fn plan(store: &mut Store, name: &str, events: &[Value]) -> (RunId, RunPaths) {
     let identity = SavedIdentity {
         identity: RunIdentity { run_hash, group_hash: "9".repeat(64) },
         digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+        model_files: Vec::new(),
         created_at: CREATED_AT,
     };
     identity.write(&paths).unwrap();
@@ -720,6 +721,7 @@ fn a_run_that_cannot_be_recorded_names_the_way_out() {
         let identity = SavedIdentity {
             identity: RunIdentity { run_hash, group_hash: "9".repeat(64) },
             digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+            model_files: Vec::new(),
             created_at: CREATED_AT,
         };
         store.upsert_run(&RunRecord { identity: &identity, config: &config() }).err()

@@ -49,6 +49,7 @@ impl Results {
         let identity = SavedIdentity {
             identity: RunIdentity { run_hash: format!("{name:0<64}"), group_hash: "9".repeat(64) },
             digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+            model_files: Vec::new(),
             created_at: BEGAN,
         };
         identity.write(&paths).unwrap();

@@ -12,6 +12,7 @@
 //!    was really made: block lengths, and every token that was dropped.
 //! 5. [`dataset::Batches`] yields shuffled micro-batches without end, and can be stopped and resumed at any block.
 //!
+//! [`model_files`] knows the files that a model is read from, and whether they were touched; nothing of what they hold.
 //! [`gguf`] reads the container that quantized checkpoints come in: for its tokenizer here, for its weights in the engine.
 //!
 //! What is promised of the tokens: text is encoded whole (or cut only where that provably changes nothing), every token
@@ -21,6 +22,7 @@ pub mod cache;
 pub mod corpus;
 pub mod dataset;
 pub mod gguf;
+pub mod model_files;
 pub mod packing;
 pub mod samples;
 pub mod tokenizer;

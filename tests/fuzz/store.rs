@@ -63,7 +63,7 @@ fn plan(store: &mut Store) -> (RunId, RunPaths) {
     std::fs::write(paths.config(), config.to_yaml()).unwrap();
     let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
     let identity = RunIdentity { run_hash, group_hash: "9".repeat(64) };
-    let identity = SavedIdentity { identity, digests, created_at: 1.0 };
+    let identity = SavedIdentity { identity, digests, model_files: Vec::new(), created_at: 1.0 };
     identity.write(&paths).unwrap();
     store.upsert_run(&RunRecord { identity: &identity, config: &config }).unwrap();
     (run, paths)

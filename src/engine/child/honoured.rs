@@ -1,33 +1,53 @@
 //! Whether a run met what was configured: the facts that its leaves recorded, held against its configuration and its identity.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use fathom_data::corpus::TRAIN;
+use fathom_data::model_files;
 use fathom_spec::config::{Continuation, RANDOM_CORPUS, RunConfig};
 use fathom_spec::record::{RunPaths, read_json};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
-/// Compares what the run has read with what it is known by: a corpus or a tokenizer that was changed since the run was planned
-/// makes another run, and this one is not to have its results.
+/// Compares what the run has read with what it is known by: a corpus, a tokenizer or a model that was changed since the run was
+/// planned makes another run, and this one is not to have its results.
+///
+/// A model is read again for that only where its files are not those that were read then, by size and time.
 ///
 /// # Errors
 ///
 /// With the key, and both digests.
-pub(super) fn as_planned(paths: &RunPaths, facts: &BTreeMap<String, Value>) -> Result<()> {
+pub(super) fn as_planned(
+    paths: &RunPaths,
+    config: &RunConfig,
+    facts: &BTreeMap<String, Value>,
+) -> Result<()> {
     let identity: Option<Value> = read_json(&paths.identity(), "the run's identity as JSON")?;
     let Some(identity) = identity else { return Ok(()) };
     for (key, digest) in [("data.corpus", "data"), ("tokenizer.path", "tokenizer")] {
-        let planned = identity["digests"][digest].as_str();
         let met = facts.get(key).and_then(|fact| fact["digest"].as_str());
-        if let (Some(planned), Some(met)) = (planned, met)
-            && planned != met
-        {
-            let [planned, met] = [planned, met].map(|digest| digest.get(..12).unwrap_or(digest));
-            bail!(
-                "{key}: expected what the run was planned with (blake3 {planned}), found that it was changed since ({met})\n  help: put it \
-                 back and run the same command again; as it is now, it makes other runs"
-            );
+        compare(key, identity["digests"][digest].as_str(), met)?;
+    }
+    if let (Some(path), Some(planned)) = (&config.model.path, identity.get("model_files")) {
+        let path = Path::new(path);
+        let found = model_files::stamps(path).context("model.path")?;
+        if serde_json::json!(found) != *planned {
+            let met = model_files::digest(path).context("model.path")?;
+            compare("model.path", identity["digests"]["model"].as_str(), Some(&met))?;
         }
+    }
+    Ok(())
+}
+
+fn compare(key: &str, planned: Option<&str>, met: Option<&str>) -> Result<()> {
+    if let (Some(planned), Some(met)) = (planned, met)
+        && planned != met
+    {
+        let [planned, met] = [planned, met].map(|digest| digest.get(..12).unwrap_or(digest));
+        bail!(
+            "{key}: expected what the run was planned with (blake3 {planned}), found that it was changed since ({met})\n  help: put it \
+             back and run the same command again; as it is now, it makes other runs"
+        );
     }
     Ok(())
 }
@@ -168,6 +188,14 @@ mod tests {
     fn a_run_goes_on_with_what_it_was_planned_with() {
         let dir = tempfile::tempdir().unwrap();
         let paths = RunPaths::new(dir.path());
+        let model = dir.path().join("model.safetensors");
+        std::fs::write(&model, "weights").unwrap();
+        let text = format!(
+            "model: {{path: '{}'}}\ndata: {{corpus: c}}\ntrain: {{sequence_length: 64, total_tokens: 4K, learning_rate: 1e-5}}\n",
+            model.display()
+        );
+        let written = fathom_spec::config::written::Written::parse("run.yaml", &text).unwrap();
+        let config = RunConfig::from_written(&written).unwrap();
         let met = |data: Value| {
             let facts = [
                 ("data.corpus", data),
@@ -176,18 +204,31 @@ mod tests {
             facts.map(|(name, value)| (name.to_string(), value)).into()
         };
         let same = met(serde_json::json!({"digest": "d", "documents": 3}));
-        as_planned(&paths, &same).unwrap();
-        std::fs::write(
-            paths.identity(),
-            r#"{"digests": {"model": "m", "tokenizer": "t", "data": "d"}}"#,
-        )
-        .unwrap();
-        as_planned(&paths, &same).unwrap();
-        as_planned(&paths, &met("random".into())).unwrap();
+        as_planned(&paths, &config, &same).unwrap();
+        let write =
+            |identity: Value| std::fs::write(paths.identity(), identity.to_string()).unwrap();
+        let digests = serde_json::json!({"model": "m", "tokenizer": "t", "data": "d"});
+        write(serde_json::json!({"digests": digests}));
+        as_planned(&paths, &config, &same).unwrap();
+        as_planned(&paths, &config, &met("random".into())).unwrap();
         let other = met(serde_json::json!({"digest": "e", "documents": 3}));
-        let error = as_planned(&paths, &other).unwrap_err().to_string();
+        let error = as_planned(&paths, &config, &other).unwrap_err().to_string();
         let said = "data.corpus: expected what the run was planned with (blake3 d), found that it was changed since (e)";
         assert!(error.starts_with(said), "{error}");
+
+        // A model whose files are those that its digest was made of is not read again.
+        let stamps = model_files::stamps(&model).unwrap();
+        write(serde_json::json!({"digests": digests, "model_files": stamps}));
+        as_planned(&paths, &config, &same).unwrap();
+        std::fs::write(&model, "other weights").unwrap();
+        let error = as_planned(&paths, &config, &same).unwrap_err().to_string();
+        let said = "model.path: expected what the run was planned with (blake3 m), found that it was changed since (";
+        assert!(error.starts_with(said), "{error}");
+        // Written anew with the same contents it is the same model.
+        let digest = model_files::digest(&model).unwrap();
+        let digests = serde_json::json!({"model": digest, "tokenizer": "t", "data": "d"});
+        write(serde_json::json!({"digests": digests, "model_files": stamps}));
+        as_planned(&paths, &config, &same).unwrap();
     }
 
     #[test]

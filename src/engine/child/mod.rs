@@ -133,7 +133,7 @@ fn execute(
     let cache = Cache::at(paths.cache());
     let vocab_size = model.config.vocab_size;
     let data = assemble::data(&config, Some(&tokenizer), vocab_size, &cache, log)?;
-    as_planned(paths, &log.facts())?;
+    as_planned(paths, &config, &log.facts())?;
     let training = Training {
         config: &config,
         paths,

@@ -3,6 +3,7 @@
 use super::Store;
 use super::sweeps::SavedSweep;
 use anyhow::{Context, Result};
+use fathom_data::model_files::FileStamp;
 use fathom_spec::config::{Digests, RunConfig, RunIdentity};
 use fathom_spec::record::{RunId, RunPaths, write_whole};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -55,6 +56,9 @@ pub struct SavedIdentity {
     #[serde(flatten)]
     pub identity: RunIdentity,
     pub digests: Digests,
+    /// The model's files when its digest was made: a run that finds others makes the digest anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_files: Vec<FileStamp>,
     /// Seconds since 1970-01-01 UTC.
     pub created_at: f64,
 }
@@ -201,7 +205,7 @@ pub(super) fn write_run(
     id: Option<i64>,
 ) -> Result<Option<i64>> {
     let config = run.config.to_json();
-    let SavedIdentity { identity, digests, created_at } = run.identity;
+    let SavedIdentity { identity, digests, created_at, .. } = run.identity;
     let run_id = run.identity.run_id();
     let id: Option<i64> = connection
         .prepare_cached(

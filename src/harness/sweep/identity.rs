@@ -3,15 +3,16 @@
 use crate::store::SavedIdentity;
 use anyhow::{Context, Result, anyhow};
 use fathom_data::corpus::{Corpus, TRAIN};
+use fathom_data::model_files::{self, FileStamp};
 use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::{Digests, RANDOM_CORPUS, RunConfig};
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Computes identities, and reads each file once however many points name it.
 #[derive(Default)]
 pub struct Identities {
-    models: HashMap<String, String>,
+    models: HashMap<String, (String, Vec<FileStamp>)>,
     tokenizers: HashMap<String, String>,
     /// Their documents without the texts.
     corpora: HashMap<String, Corpus>,
@@ -24,15 +25,21 @@ impl Identities {
     ///
     /// When a file that the configuration names can't be read: with the key that names it. As [`Identities::check_splits`].
     pub fn of(&mut self, config: &RunConfig, created_at: f64) -> Result<SavedIdentity> {
-        let model = match (&config.model.path, &config.model.config) {
+        let (model, model_files) = match (&config.model.path, &config.model.config) {
             (Some(path), _) => {
-                cached(&mut self.models, path, model_digest).context("model.path")?
+                // Stamped before they are read: what changes meanwhile is noticed.
+                let read = |path: &str| {
+                    let path = Path::new(path);
+                    let stamps = model_files::stamps(path)?;
+                    Ok((model_files::digest(path)?, stamps))
+                };
+                cached(&mut self.models, path, read).context("model.path")?
             }
             (None, Some(shape)) => {
                 let json = serde_json::to_vec(shape).expect("a shape is plain data");
-                blake3::hash(&json).to_hex().to_string()
+                (blake3::hash(&json).to_hex().to_string(), Vec::new())
             }
-            (None, None) => String::new(),
+            (None, None) => (String::new(), Vec::new()),
         };
         let tokenizer = match config.tokenizer.path.as_ref().or(config.model.path.as_ref()) {
             Some(spec) => {
@@ -47,7 +54,8 @@ impl Identities {
         };
         self.check_splits(config)?;
         let digests = Digests { model, tokenizer, data };
-        Ok(SavedIdentity { identity: config.identity(&digests), digests, created_at })
+        let identity = config.identity(&digests);
+        Ok(SavedIdentity { identity, digests, model_files, created_at })
     }
 
     fn corpus_digest(&mut self, spec: &str) -> Result<String> {
@@ -82,61 +90,15 @@ impl Identities {
     }
 }
 
-fn cached(
-    cache: &mut HashMap<String, String>,
+fn cached<T: Clone>(
+    cache: &mut HashMap<String, T>,
     key: &str,
-    compute: impl FnOnce(&str) -> Result<String>,
-) -> Result<String> {
-    if let Some(digest) = cache.get(key) {
-        return Ok(digest.clone());
+    compute: impl FnOnce(&str) -> Result<T>,
+) -> Result<T> {
+    if let Some(known) = cache.get(key) {
+        return Ok(known.clone());
     }
-    let digest = compute(key)?;
-    cache.insert(key.to_string(), digest.clone());
-    Ok(digest)
-}
-
-/// blake3 over the names and contents of a model's weights and configuration, or of its one file.
-fn model_digest(path: &str) -> Result<String> {
-    let path = Path::new(path);
-    anyhow::ensure!(
-        path.exists(),
-        "{}: expected a model folder or a .gguf file, found nothing there\n  help: relative paths start at {}; `make demo` \
-         and `make smollm2` make the models that the repository's own files name",
-        path.display(),
-        std::env::current_dir().unwrap_or_default().display()
-    );
-    let mut files: Vec<PathBuf> = if path.is_dir() {
-        let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
-        entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?
-    } else {
-        vec![path.to_path_buf()]
-    };
-    // What a checkpoint holds beside the model (optimizer, trainer) is not the model.
-    files.retain(|file| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let weights = ["safetensors", "bin", "gguf"].iter().any(|e| name.ends_with(e));
-        (weights && name != "optimizer.safetensors")
-            || name == "config.json"
-            || name.ends_with(".index.json")
-    });
-    files.sort();
-    anyhow::ensure!(
-        !files.is_empty(),
-        "{}: expected a model folder or a .gguf file, found no weights",
-        path.display()
-    );
-    let mut hasher = blake3::Hasher::new();
-    for file in &files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // A single file is known by its content alone.
-        if path.is_dir() {
-            hasher.update(name.as_bytes());
-        }
-        let contents = std::fs::File::open(file)
-            .with_context(|| format!("{}: expected a model that can be read", file.display()))?;
-        let mut of_file = blake3::Hasher::new();
-        of_file.update_reader(contents).with_context(|| file.display().to_string())?;
-        hasher.update(of_file.finalize().as_bytes());
-    }
-    Ok(hasher.finalize().to_hex().to_string())
+    let computed = compute(key)?;
+    cache.insert(key.to_string(), computed.clone());
+    Ok(computed)
 }

@@ -232,6 +232,7 @@ mod tests {
         let identity = SavedIdentity {
             identity: RunIdentity { run_hash: "a".repeat(64), group_hash: "b".repeat(64) },
             digests: Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() },
+            model_files: Vec::new(),
             created_at: 1.0,
         };
         let run_id = identity.run_id();
