@@ -269,14 +269,29 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// When the length is beyond the limit: with the keys that set both.
-    pub fn check_length(&self, length: usize, lifted: Option<usize>) -> Result<()> {
+    /// When the length is beyond the limit: with the key that lifts it, after the place that asks for the length.
+    pub fn check_length(&self, length: usize, lifted: Option<usize>) -> Result<(), String> {
         match self.max_length() {
-            Some(limit) if length > limit && lifted.is_none_or(|lifted| length > lifted) => bail!(
-                "train.sequence_length: expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  \
-                 help: set model.max_position_embeddings: {length} to lift the limit (in a project: \
-                 --max-position-embeddings {length})"
-            ),
+            Some(limit) if length > limit && lifted.is_none_or(|lifted| length > lifted) => {
+                Err(format!(
+                    "expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  help: set \
+                     model.max_position_embeddings: {length} to lift the limit (in a project: --max-position-embeddings {length})"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a model of `vocab_size` embeddings has one for every id. `spec` is what [`Tokenizer::from_spec`] read.
+    ///
+    /// # Errors
+    ///
+    /// When it has fewer: said after the place that chose the tokenizer.
+    pub fn check_vocabulary(&self, spec: &str, vocab_size: usize) -> Result<(), String> {
+        match self.vocab_size() {
+            ids if ids > vocab_size => Err(format!(
+                "expected at most the model's vocab_size of {vocab_size} ids, found {ids} in `{spec}`"
+            )),
             _ => Ok(()),
         }
     }
@@ -520,8 +535,8 @@ mod tests {
             limited.check_length(8192, None).is_ok()
                 && limited.check_length(9000, Some(9000)).is_ok()
         );
-        let error = limited.check_length(9000, Some(8999)).unwrap_err().to_string();
-        let expected = "train.sequence_length: expected at most the tokenizer's model_max_length (8192), found `9000`";
+        let error = limited.check_length(9000, Some(8999)).unwrap_err();
+        let expected = "expected at most the tokenizer's model_max_length (8192), found `9000`";
         assert!(
             error.starts_with(expected) && error.contains("--max-position-embeddings 9000"),
             "{error}"

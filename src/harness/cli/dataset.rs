@@ -234,14 +234,14 @@ fn of_source(source: &str, args: &DatasetArgs, context: &Context) -> Result<Desc
     let config = RunConfig::from_written(&written)?;
     let target = args.options.target.clone();
     let (split, is_blocks) = named(&target)?;
-    let own = config.tokenizer.path.or(config.model.path);
+    let own = config.tokenizer_path().filter(|_| is_configuration).map(str::to_string);
     let stem = Path::new(source).file_stem().unwrap_or_default();
     Ok(Description {
         target,
         split,
         data: config.data,
         max_length: is_blocks.then_some(config.train.sequence_length),
-        tokenizer: own.filter(|_| is_configuration),
+        tokenizer: own,
         histogram: PathBuf::from(stem).with_extension("svg"),
     })
 }

@@ -550,6 +550,11 @@ impl RunConfig {
         json
     }
 
+    /// The tokenizer: the one that is named, else the model's own.
+    pub fn tokenizer_path(&self) -> Option<&str> {
+        self.tokenizer.path.as_deref().or(self.model.path.as_deref())
+    }
+
     /// What the configuration asks of its model, held against the shape that the model's own files say.
     ///
     /// # Errors
