@@ -23,6 +23,7 @@ mod metrics;
 mod migrate;
 mod query;
 mod rebuild;
+mod run;
 mod salvage;
 mod sweeps;
 mod unfinished;
@@ -36,9 +37,10 @@ pub use ingest::Ingested;
 pub use journal::Journal;
 pub use lines::{STEP_SCALARS, Step};
 pub use query::{
-    Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
+    Artifact, MemoryRow, PerplexityRow, PositionNllRow, Sample, SweepSummary, Warning,
 };
 pub use rebuild::Rebuilt;
+pub use run::Run;
 pub use unfinished::{Taken, Unfinished};
 pub use verdict::forget_verdicts;
 pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
