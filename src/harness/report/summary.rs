@@ -3,7 +3,7 @@
 use super::difference::{Difference, Pairs};
 use super::input::{Comparison, Perplexity, Point, Run};
 use super::labels::{Label, common_length, find_labels, labels, labels_by_length};
-use super::page::in_code;
+use super::markdown::in_code;
 use super::statistics::{Interval, mean, paired_differences, t_interval};
 use fathom_spec::config::RANDOM_CORPUS;
 use rayon::prelude::*;
