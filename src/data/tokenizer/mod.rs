@@ -201,18 +201,9 @@ impl Tokenizer {
     /// The text of `ids`, special tokens included. Bytes that are not UTF-8 become U+FFFD; ids that are not in the
     /// vocabulary are left out, as models may have a few more than their tokenizer.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.decode_with(ids, false)
-    }
-
-    /// As [`Tokenizer::decode`], without special tokens: for text that people read.
-    pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
-        self.decode_with(ids, true)
-    }
-
-    fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &self.model {
             Model::HuggingFace(model) => {
-                model.decode(ids, skip_special).map_err(|e| anyhow!("tokenizer: {e}"))
+                model.decode(ids, false).map_err(|e| anyhow!("tokenizer: {e}"))
             }
             Model::Bytes => {
                 let mut bytes = Vec::with_capacity(ids.len());
@@ -221,9 +212,7 @@ impl Tokenizer {
                         Ok(byte) => bytes.push(byte),
                         Err(_) => {
                             let special = [BYTES_BOS, BYTES_EOS].into_iter().find(|s| s.0 == id);
-                            bytes.extend(
-                                special.filter(|_| !skip_special).map_or("", |s| s.1).bytes(),
-                            );
+                            bytes.extend(special.map_or("", |s| s.1).bytes());
                         }
                     }
                 }
@@ -476,7 +465,6 @@ mod tests {
         let tokenizer = Tokenizer::from_spec("bytes").unwrap();
         assert_eq!(tokenizer.encode("aé").unwrap(), [97, 0xc3, 0xa9]);
         assert_eq!(tokenizer.decode(&[256, 97, 0xc3, 0xa9, 257, 400]).unwrap(), "<|bos|>aé<|eos|>");
-        assert_eq!(tokenizer.decode_text(&[256, 97, 0xc3, 0xa9, 257]).unwrap(), "aé");
         assert_eq!(tokenizer.decode(&[97, 0xc3]).unwrap(), "a\u{fffd}");
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(256), Some(257)));
         assert_eq!((tokenizer.pad_id(), tokenizer.vocab_size()), (None, 258));

@@ -44,28 +44,6 @@ pub struct PerplexityRow {
     pub window_nll: Vec<f64>,
 }
 
-/// Mean NLL of the predictions that see `start..end` tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PositionNllRow {
-    pub step: u64,
-    pub split: String,
-    pub start: u64,
-    pub end: u64,
-    pub tokens: u64,
-    pub nll: f64,
-}
-
-/// Memory at the end of a phase, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryRow {
-    pub step: u64,
-    pub phase: String,
-    pub allocated: u64,
-    pub reserved: u64,
-    pub peak_allocated: u64,
-    pub peak_reserved: u64,
-}
-
 /// Text that the model wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
@@ -299,44 +277,6 @@ impl Store {
                     nll_low: number(row, "nll_low")?,
                     nll_high: number(row, "nll_high")?,
                     window_nll: numbers::deserialize(Value::Array(windows))?,
-                })
-            },
-        )
-    }
-
-    /// NLL by position at the last step that has any; by split and position.
-    pub fn position_nll(&self, run_id: &RunId) -> Result<Vec<PositionNllRow>> {
-        self.rows(
-            "SELECT x.* FROM position_nll x JOIN runs r ON r.id = x.run
-             WHERE r.run_id = ?1 AND x.step = (SELECT max(step) FROM position_nll WHERE run = r.id)
-             ORDER BY x.split, x.start",
-            [&run_id.0],
-            |row| {
-                Ok(PositionNllRow {
-                    step: row.get("step")?,
-                    split: row.get("split")?,
-                    start: row.get("start")?,
-                    end: row.get("end")?,
-                    tokens: row.get("tokens")?,
-                    nll: number(row, "nll")?,
-                })
-            },
-        )
-    }
-
-    /// Memory by step and phase.
-    pub fn memory(&self, run_id: &RunId) -> Result<Vec<MemoryRow>> {
-        self.rows(
-            "SELECT x.* FROM memory x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1 ORDER BY x.step, x.phase",
-            [&run_id.0],
-            |row| {
-                Ok(MemoryRow {
-                    step: row.get("step")?,
-                    phase: row.get("phase")?,
-                    allocated: row.get("allocated")?,
-                    reserved: row.get("reserved")?,
-                    peak_allocated: row.get("peak_allocated")?,
-                    peak_reserved: row.get("peak_reserved")?,
                 })
             },
         )
