@@ -35,8 +35,8 @@
 //! f["exp_avg_sq.w"], f["exp_avg_sq_absmax.w"] = state["state2"], state["absmax2"]
 //! ```
 
+use fathom_engine::train::optimizer::quantized::{Codebook, Quantized};
 use fathom_engine::train::optimizer::{Optimizer, clip_grad_norm};
-use fathom_engine::train::quantized::{Codebook, Quantized};
 use fathom_spec::config::{self, RunConfig, written::Written};
 use serde_json::json;
 use std::collections::HashMap;

@@ -211,10 +211,11 @@ fn events_come_out_as_they_went_in() {
     assert_eq!(lengths, [(32, 2.5), (64, 2.0)]);
     assert_eq!((rows[0].method, &rows[0].window_nll), (EvalMethod::Prefix, &vec![2.0, 3.0]));
     assert_eq!(store.perplexity_by_step(&id).unwrap().len(), 3);
-    let position = &store.position_nll(&id).unwrap()[0];
-    assert_eq!((position.start, position.end, position.nll), (32, 64, 2.0));
-    let memory = &store.memory(&id).unwrap()[0];
-    assert_eq!((memory.phase.as_str(), memory.peak_allocated), ("backward", 1 << 40));
+    let row = |sql: &str| sql::answer(&store, sql).unwrap().rows.remove(0);
+    let position = row("SELECT start, \"end\", nll FROM position_nll ORDER BY step DESC, start");
+    assert_eq!(position, [Cell::Integer(32), Cell::Integer(64), Cell::Real(2.0)]);
+    let memory = row("SELECT phase, peak_allocated FROM memory ORDER BY step, phase");
+    assert_eq!(memory, [Cell::Text("backward".into()), Cell::Integer(1 << 40)]);
     assert_eq!(store.samples(&id).unwrap()[0].text, " was");
     let artifact = &store.artifacts(&id).unwrap()[0];
     assert_eq!((artifact.kind.as_str(), artifact.bytes), ("checkpoint", 77));

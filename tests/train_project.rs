@@ -321,6 +321,14 @@ fn row_23_a_sequence_that_the_tokenizer_does_not_allow_is_refused() {
                     model.max_position_embeddings: 4096 to lift the limit (in a project: --max-position-embeddings 4096)";
     assert!(error.contains(expected), "{error}");
     assert!(error.contains("projects/lm_training_project.yaml:"), "{error}");
+    // What the model does not allow has its place too.
+    let error = t.refused(
+        "finetune_lovecraft",
+        "train -M MODEL --seq-len 2048 --set train.attention_head_groups=99",
+    );
+    let expected =
+        "--set:1: train.attention_head_groups: expected at most the model's key-value heads";
+    assert!(error.contains(expected), "{error}");
     t.train("train -M MODEL --seq-len 2048 --dry-run");
     t.train("train -M MODEL --seq-len 4096 --max-position-embeddings 4096 --dry-run");
     assert!(!t.workspace.join("results").exists());

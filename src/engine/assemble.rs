@@ -157,32 +157,18 @@ pub fn tokenizer(
     shape: &ModelConfig,
     sink: &mut impl Sink,
 ) -> Result<Tokenizer> {
-    let own = config.model.path.as_deref();
-    let spec = config.tokenizer.path.as_deref().or(own);
+    let spec = config.tokenizer_path();
     let spec = spec.context("tokenizer.path: expected a path or `bytes`, found nothing")?;
     let tokenizer = Tokenizer::from_spec(spec)?;
-    fits_vocabulary("tokenizer.path", &tokenizer, spec, shape)?;
-    tokenizer.check_length(config.train.sequence_length, config.model.max_position_embeddings)?;
+    tokenizer
+        .check_vocabulary(spec, shape.vocab_size)
+        .map_err(|message| anyhow!("tokenizer.path: {message}"))?;
+    tokenizer
+        .check_length(config.train.sequence_length, config.model.max_position_embeddings)
+        .map_err(|message| anyhow!("train.sequence_length: {message}"))?;
     let ids = tokenizer.vocab_size();
     sink.fact("tokenizer.path", json!({ "vocab_size": ids, "digest": tokenizer.digest()? }));
     Ok(tokenizer)
-}
-
-/// # Errors
-///
-/// When the tokenizer has ids that the model has no embedding for; `place` names what chose it.
-pub fn fits_vocabulary(
-    place: &str,
-    tokenizer: &Tokenizer,
-    spec: &str,
-    shape: &ModelConfig,
-) -> Result<()> {
-    let (ids, vocab_size) = (tokenizer.vocab_size(), shape.vocab_size);
-    ensure!(
-        ids <= vocab_size,
-        "{place}: expected at most the model's vocab_size of {vocab_size} ids, found {ids} in `{spec}`"
-    );
-    Ok(())
 }
 
 /// The data of a run.

@@ -1,9 +1,9 @@
 //! The worker: what needs tensors, one process each. People use `fathom`, which starts this program and reads what it writes.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fathom_data::tokenizer::Tokenizer;
-use fathom_engine::assemble::{self, fits_vocabulary};
+use fathom_engine::assemble;
 use fathom_engine::eval::{document_nll, perplexity};
 use fathom_engine::model::weights::ModelFiles;
 use fathom_engine::model::{Model, Setup};
@@ -245,7 +245,9 @@ fn eval_perplexity(args: &PerplexityArgs) -> Result<()> {
     let model = open_model(&args.model)?;
     let spec = args.tokenizer.clone().unwrap_or_else(|| args.model.model.display().to_string());
     let tokenizer = Tokenizer::from_spec(&spec)?;
-    fits_vocabulary("--tokenizer", &tokenizer, &spec, &model.config)?;
+    tokenizer
+        .check_vocabulary(&spec, model.config.vocab_size)
+        .map_err(|message| anyhow!("--tokenizer: {message}"))?;
     let bos = tokenizer.bos_id().filter(|_| args.add_bos);
     let mut documents = Vec::new();
     for path in &args.text {

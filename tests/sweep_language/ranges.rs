@@ -57,6 +57,10 @@ fn digits_round_what_lies_between_the_ends() {
             "digits: expected a whole number from 1 to 17, found `0`",
         ),
         (
+            "lin: [1, 2], count: 10001",
+            "count: expected a whole number from 2 to 10000, found `10001`",
+        ),
+        (
             "lin: [1, 2], count: 3, digits: 3, multiple_of: 1",
             "digits: expected it beside `count` and without `multiple_of`, found it otherwise",
         ),

@@ -201,18 +201,9 @@ impl Tokenizer {
     /// The text of `ids`, special tokens included. Bytes that are not UTF-8 become U+FFFD; ids that are not in the
     /// vocabulary are left out, as models may have a few more than their tokenizer.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.decode_with(ids, false)
-    }
-
-    /// As [`Tokenizer::decode`], without special tokens: for text that people read.
-    pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
-        self.decode_with(ids, true)
-    }
-
-    fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &self.model {
             Model::HuggingFace(model) => {
-                model.decode(ids, skip_special).map_err(|e| anyhow!("tokenizer: {e}"))
+                model.decode(ids, false).map_err(|e| anyhow!("tokenizer: {e}"))
             }
             Model::Bytes => {
                 let mut bytes = Vec::with_capacity(ids.len());
@@ -221,9 +212,7 @@ impl Tokenizer {
                         Ok(byte) => bytes.push(byte),
                         Err(_) => {
                             let special = [BYTES_BOS, BYTES_EOS].into_iter().find(|s| s.0 == id);
-                            bytes.extend(
-                                special.filter(|_| !skip_special).map_or("", |s| s.1).bytes(),
-                            );
+                            bytes.extend(special.map_or("", |s| s.1).bytes());
                         }
                     }
                 }
@@ -269,14 +258,29 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// When the length is beyond the limit: with the keys that set both.
-    pub fn check_length(&self, length: usize, lifted: Option<usize>) -> Result<()> {
+    /// When the length is beyond the limit: with the key that lifts it, after the place that asks for the length.
+    pub fn check_length(&self, length: usize, lifted: Option<usize>) -> Result<(), String> {
         match self.max_length() {
-            Some(limit) if length > limit && lifted.is_none_or(|lifted| length > lifted) => bail!(
-                "train.sequence_length: expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  \
-                 help: set model.max_position_embeddings: {length} to lift the limit (in a project: \
-                 --max-position-embeddings {length})"
-            ),
+            Some(limit) if length > limit && lifted.is_none_or(|lifted| length > lifted) => {
+                Err(format!(
+                    "expected at most the tokenizer's model_max_length ({limit}), found `{length}`\n  help: set \
+                     model.max_position_embeddings: {length} to lift the limit (in a project: --max-position-embeddings {length})"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a model of `vocab_size` embeddings has one for every id. `spec` is what [`Tokenizer::from_spec`] read.
+    ///
+    /// # Errors
+    ///
+    /// When it has fewer: said after the place that chose the tokenizer.
+    pub fn check_vocabulary(&self, spec: &str, vocab_size: usize) -> Result<(), String> {
+        match self.vocab_size() {
+            ids if ids > vocab_size => Err(format!(
+                "expected at most the model's vocab_size of {vocab_size} ids, found {ids} in `{spec}`"
+            )),
             _ => Ok(()),
         }
     }
@@ -461,7 +465,6 @@ mod tests {
         let tokenizer = Tokenizer::from_spec("bytes").unwrap();
         assert_eq!(tokenizer.encode("aé").unwrap(), [97, 0xc3, 0xa9]);
         assert_eq!(tokenizer.decode(&[256, 97, 0xc3, 0xa9, 257, 400]).unwrap(), "<|bos|>aé<|eos|>");
-        assert_eq!(tokenizer.decode_text(&[256, 97, 0xc3, 0xa9, 257]).unwrap(), "aé");
         assert_eq!(tokenizer.decode(&[97, 0xc3]).unwrap(), "a\u{fffd}");
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(256), Some(257)));
         assert_eq!((tokenizer.pad_id(), tokenizer.vocab_size()), (None, 258));
@@ -520,8 +523,8 @@ mod tests {
             limited.check_length(8192, None).is_ok()
                 && limited.check_length(9000, Some(9000)).is_ok()
         );
-        let error = limited.check_length(9000, Some(8999)).unwrap_err().to_string();
-        let expected = "train.sequence_length: expected at most the tokenizer's model_max_length (8192), found `9000`";
+        let error = limited.check_length(9000, Some(8999)).unwrap_err();
+        let expected = "expected at most the tokenizer's model_max_length (8192), found `9000`";
         assert!(
             error.starts_with(expected) && error.contains("--max-position-embeddings 9000"),
             "{error}"

@@ -8,7 +8,6 @@ pub mod execute;
 pub mod layered;
 pub mod optimizer;
 pub mod orders;
-pub mod quantized;
 pub mod schedule;
 pub mod step;
 

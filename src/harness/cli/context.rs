@@ -26,9 +26,22 @@ pub struct Globals {
 impl Globals {
     /// Whether a project is meant, however it stands with it.
     pub fn is_in_project(&self) -> bool {
-        let dir = self.project_dir.as_deref().unwrap_or(Path::new("."));
-        std::path::absolute(dir)
+        std::path::absolute(self.dir())
             .is_ok_and(|dir| dir.ancestors().any(|dir| dir.join(META_FILE).is_file()))
+    }
+
+    /// The folder that the project is looked for from.
+    pub fn dir(&self) -> &Path {
+        self.project_dir.as_deref().unwrap_or(Path::new("."))
+    }
+
+    /// # Errors
+    ///
+    /// When there is no project, or no configuration of the name.
+    pub fn project(&self) -> Result<(Project, String)> {
+        let project = Project::open(self.dir())?;
+        let config = project.config_name(self.config_template.as_deref())?;
+        Ok((project, config))
     }
 }
 
@@ -64,22 +77,6 @@ pub struct Loaded {
     pub project: Project,
     pub config: String,
     pub rendered: Rendered,
-}
-
-impl Globals {
-    /// The folder that the project is looked for from.
-    pub fn dir(&self) -> &Path {
-        self.project_dir.as_deref().unwrap_or(Path::new("."))
-    }
-
-    /// # Errors
-    ///
-    /// When there is no project, or no configuration of the name.
-    pub fn project(&self) -> Result<(Project, String)> {
-        let project = Project::open(self.dir())?;
-        let config = project.config_name(self.config_template.as_deref())?;
-        Ok((project, config))
-    }
 }
 
 impl Context {

@@ -161,12 +161,8 @@ impl Planner {
 }
 
 fn read_shape(path: &str) -> Result<ModelConfig> {
-    let file = Path::new(path).join("config.json");
-    if file.is_file() {
-        return ModelConfig::from_hf_json(
-            &file.display().to_string(),
-            &std::fs::read_to_string(&file)?,
-        );
+    if let Some(shape) = ModelConfig::of_folder(Path::new(path))? {
+        return Ok(shape);
     }
     let answer = ask_engine(&["shape", path])?;
     ModelConfig::from_hf_json(path, &answer.to_string())

@@ -18,7 +18,6 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use fathom_data::corpus::Corpus;
 use fathom_data::samples;
-use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::components::run as training;
 use fathom_spec::config::written::{self, Written};
 use fathom_spec::config::{RANDOM_CORPUS, RunConfig};
@@ -82,8 +81,9 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
     }
     let config = RunConfig::from_written(&written)?;
     check_model(&config, &written)?;
-    check_length(&config, &written)?;
-    Fits::default().check(&config)?;
+    let mut fits = Fits::default();
+    fits.check(&config)
+        .map_err(|(key, message)| anyhow!("{}{key}: {message}", place(&written, key)))?;
     if args.dry_run {
         print(&format!("# {}: {} steps\n{}", job.label, config.planned_steps(), config.to_yaml()))?;
         return Ok(exit::OK);
@@ -101,7 +101,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
     say_recall(&config)?;
     let (label, seed) = (job.label, config.train.seed);
     let point = Point { label, seed, settings: Map::new(), config };
-    let point = identify(&[point], &mut Identities::default())?.remove(0);
+    let point = identify(&[point], &mut Identities::after(fits))?.remove(0);
     let worker = find_worker()?;
     see_locks(&job.results, |what| tell!("{what}"))?;
     let mut store = Store::open(&job.results)?;
@@ -228,25 +228,16 @@ fn check_model(config: &RunConfig, written: &Written) -> Result<()> {
     let Some(path) = config.model.path.as_ref().filter(|path| !Path::new(path).exists()) else {
         return Ok(());
     };
-    let place = written.get("model.path").map(|value| format!("{}: ", value.origin));
     bail!(
         "{}model.path: expected a model's folder or a .gguf file, found nothing at `{path}`\n  \
          help: nothing is fetched; download the model first",
-        place.unwrap_or_default()
+        place(written, "model.path")
     )
 }
 
-/// Refuses a sequence that the tokenizer does not allow, before anything is started. What the model allows, the engine knows.
-fn check_length(config: &RunConfig, written: &Written) -> Result<()> {
-    let Some(spec) = config.tokenizer.path.as_ref().or(config.model.path.as_ref()) else {
-        return Ok(());
-    };
-    // What can't be read is said where it is used.
-    let Ok(tokenizer) = Tokenizer::from_spec(spec) else { return Ok(()) };
-    let lifted = config.model.max_position_embeddings;
-    let place = written.get("train.sequence_length").map(|value| format!("{}: ", value.origin));
-    let checked = tokenizer.check_length(config.train.sequence_length, lifted);
-    checked.map_err(|error| anyhow!("{}{error}", place.unwrap_or_default()))
+/// Where a key is written, to stand before it in an error; nothing of one that is not.
+fn place(written: &Written, key: &str) -> String {
+    written.get(key).map_or(String::new(), |value| format!("{}: ", value.origin))
 }
 
 /// Says of each held-out document that it is trained on as well.

@@ -4,7 +4,7 @@
 use super::answer::count;
 use super::answer::measure_name;
 use super::difference::NEGLIGIBLE;
-use super::page::{as_sure_as, bold, capital, text};
+use super::markdown::{as_sure_as, bold, capital, text};
 use super::significance::{
     EXACT_PAIRS, LEVEL, MANY_PAIRS, POWER, RANDOM_FLIPS, SignFlips, fewest_pairs, holm,
     pairs_needed, sign_flips, t_test,

@@ -2,10 +2,10 @@
 
 use super::difference::Difference;
 use super::input::Point;
-use super::memory::{Costs, percent};
-use super::page::{
+use super::markdown::{
     as_sure_as, bold, bytes, capital, method_name, name_of_loss, text, without_paths,
 };
+use super::memory::{Costs, percent};
 use super::plot::axis::length_label;
 use super::rungs::is_stopped_at_rung;
 use super::searched;

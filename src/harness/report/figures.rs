@@ -2,7 +2,7 @@
 
 use super::answer::count;
 use super::input::Point;
-use super::page::{method_name, name_of_loss};
+use super::markdown::{method_name, name_of_loss};
 use super::plot::axis::{Axis, Scale, length_label};
 use super::plot::line::{Dot, LineChart, Reference, Series};
 use super::plot::{Style, Theme};

@@ -1,7 +1,7 @@
 //! The section of a page that says what its words and marks mean.
 
 use super::against::Comparisons;
-use super::page::{in_code, method_name, text};
+use super::markdown::{in_code, method_name, text};
 use super::pareto::{Cost, traded};
 use super::summary::{Measure, Summary, TRAINING_LOSS, plain};
 use std::collections::BTreeSet;

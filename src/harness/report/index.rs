@@ -1,7 +1,7 @@
 //! The index of all reports: a row a sweep, with its question and its answer in one line.
 
 use super::answer::headline;
-use super::page::{in_code, text, without_paths};
+use super::markdown::{in_code, text, without_paths};
 use super::summary::Summary;
 use super::tables::rows_to_markdown;
 use anyhow::Result;

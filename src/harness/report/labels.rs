@@ -21,13 +21,6 @@ impl Label<'_> {
     pub fn finished(&self) -> impl Iterator<Item = (i64, &Run)> {
         self.points.iter().filter_map(|point| Some((point.seed, point.finished()?)))
     }
-
-    /// The parameter's value, where all points agree on it.
-    pub fn param(&self, key: &str) -> Option<&Value> {
-        let mut values = self.points.iter().filter_map(|point| point.run.as_ref()?.params.get(key));
-        let first = values.next()?;
-        values.all(|value| value == first).then_some(first)
-    }
 }
 
 /// The points by label in the order of the plan, and what heads the labels.

@@ -1,7 +1,7 @@
 //! A table of the page as LaTeX, for a paper: `booktabs`, everything else as it stands.
 
 use super::answer::measure_name;
-use super::page::{capital, method_name};
+use super::markdown::{capital, method_name};
 use super::plot::axis::length_label;
 use super::summary::{Measure, Summary};
 use anyhow::Result;

@@ -3,7 +3,7 @@
 
 use super::answer::whole;
 use super::input::{Point, Run};
-use super::page::{bold, bytes, in_code, text};
+use super::markdown::{bold, bytes, in_code, text};
 use super::statistics::mean;
 use super::summary::{Ceiling, Measure, Summary, plain};
 use super::tables::{pivot, rows_to_markdown, to_markdown};

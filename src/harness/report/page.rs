@@ -1,25 +1,21 @@
 //! The page: a report in markdown that can be read on its own.
 //!
-//! [`page`] is the table of contents; each section is a function below it.
+//! [`page`] is the table of contents; each section is a function below it, or has a file.
 
 use super::against::Comparisons;
-use super::answer::{answer, count, measure_name, reason, whole};
+use super::answer::{answer, count, reason};
 use super::figures::Figure;
 use super::how_to_read::how_to_read;
 use super::input::Run;
-use super::pareto::{Cost, traded};
-use super::plot::axis::length_label;
+use super::markdown::{bytes, capital, in_code, text, without_paths};
 use super::plot::canvas::escape;
-use super::statistics::Interval;
 use super::summary::{Measure, Summary, plain};
-use super::tables::{numbers_to_markdown, pivot, rows_to_markdown, to_markdown};
-use super::{latex, memory, rungs, sensitivity};
+use super::tables::{numbers_to_markdown, rows_to_markdown};
+use super::{results, rungs, sensitivity};
 use anyhow::Result;
 use fathom_spec::record::ANNEALING;
-use fathom_spec::units::{Bytes, Tokens, format_number, format_seconds};
-use polars::prelude::DataFrame;
+use fathom_spec::units::{Tokens, format_seconds};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 /// Renders the page.
 ///
@@ -32,7 +28,7 @@ pub fn page(summary: &Summary, figures: &[Figure]) -> Result<String> {
         title(summary),
         warnings(summary),
         format!("## Answer\n\n{}\n", answer(summary).join("\n\n")),
-        results(summary)?,
+        results::section(summary)?,
         rungs::section(summary)?,
         comparisons.section(summary)?,
         sensitivity::section(summary)?,
@@ -111,191 +107,6 @@ fn warnings(summary: &Summary) -> String {
     }
     let lines: Vec<String> = lines.into_iter().map(|line| format!("> - {line}")).collect();
     format!("> [!WARNING]\n{}\n", lines.join("\n"))
-}
-
-fn results(summary: &Summary) -> Result<String> {
-    let mut section = String::from("## Results\n\n");
-    match &summary.measure {
-        Measure::Ceiling { parameter } => section.push_str(&search(summary, parameter)?),
-        Measure::PeakMemory => section.push_str(&memory::by_label(summary)?),
-        measure => {
-            let table = results_table(summary, summary.methods.first(), true)?;
-            section.push_str(&caption(summary, measure, summary.methods.first()));
-            section.push_str(&to_markdown(&table)?);
-            section.push_str(&format!(
-                "\n<details><summary>This table as LaTeX</summary>\n\n```latex\n{}```\n\n</details>\n",
-                latex::table(&table, &latex::caption(summary), &summary.comparison.sweep)?
-            ));
-        }
-    }
-    if summary.shared_device {
-        section.push_str(
-            "\nRuns shared their device at the same time: times and tokens/s are not comparable.\n",
-        );
-    }
-    let predicted = match summary.measure {
-        Measure::Ceiling { .. } => String::new(),
-        _ => memory::predicted(summary)?,
-    };
-    if !predicted.is_empty() {
-        section.push_str(&format!("\n{predicted}"));
-    }
-    for method in summary.methods.iter().skip(1) {
-        section.push_str(&format!("\nBy the other method, {}:\n\n", method_name(method)));
-        section.push_str(&to_markdown(&results_table(summary, Some(method), false)?)?);
-    }
-    if !summary.methods.is_empty() {
-        section.push_str(
-            "\nPerplexity of every run: [perplexity_by_run.csv](perplexity_by_run.csv).\n",
-        );
-    }
-    Ok(section)
-}
-
-fn caption(summary: &Summary, measure: &Measure, method: Option<&String>) -> String {
-    let sure = match summary.has_intervals(measure) {
-        true => "mean over seeds ± half of its 95 % interval",
-        false => "one seed, so no intervals over seeds",
-    };
-    let what = match method {
-        Some(method) => format!("Perplexity by context length ({})", method_name(method)),
-        None => capital(&measure_name(measure)),
-    };
-    format!(
-        "{what}; {sure}. Bold: the best of a column and all that can't be told from it{}. \
-         Ordered as planned; baseline: {}.\n\n",
-        match summary.best(measure).map(|best| summary.without_interval(best, measure)) {
-            Some(unsure) if !unsure.is_empty() => {
-                "; one without an interval of its difference is never bold"
-            }
-            _ => "",
-        },
-        bold(summary.labels.get(summary.baseline).map_or("none", |label| &label.name))
-    )
-}
-
-/// A row a label; `whole` adds what does not depend on the evaluation's method.
-fn results_table(summary: &Summary, method: Option<&String>, whole: bool) -> Result<DataFrame> {
-    let key = summary.loss_key();
-    let mut cells: Vec<(String, String, String)> = Vec::new();
-    let mut columns: Vec<(String, Measure)> = Vec::new();
-    if let Some(method) = method {
-        columns.extend(summary.context_lengths(method).into_iter().map(|context_length| {
-            let measure = Measure::Perplexity { method: method.clone(), context_length };
-            (length_label(context_length as f64), measure)
-        }));
-    }
-    if whole {
-        columns.push((name_of_loss(&key), Measure::Loss { key: key.clone() }));
-    }
-    let bolds: Vec<BTreeSet<usize>> = columns
-        .iter()
-        .map(|(_, measure)| match summary.best(measure) {
-            Some(best) if summary.labels.len() > 1 => {
-                summary.alike(best, measure).into_iter().chain([best]).collect()
-            }
-            _ => BTreeSet::new(),
-        })
-        .collect();
-    let fronts: Vec<(Cost, BTreeSet<usize>)> = Cost::ALL
-        .into_iter()
-        .map(|cost| {
-            let on = traded(summary, cost).into_iter().filter(|one| one.on_front);
-            (cost, on.map(|one| one.label).collect())
-        })
-        .collect();
-    for (index, label) in summary.labels.iter().enumerate() {
-        let row = text(&label.name);
-        let runs: Vec<&Run> = label.finished().map(|(_, run)| run).collect();
-        cells.push((row.clone(), "seeds".into(), runs.len().to_string()));
-        for ((head, measure), bolds) in columns.iter().zip(&bolds) {
-            let estimate = summary.estimate(index, measure);
-            let shown = estimate.map_or("–".to_string(), |estimate| {
-                let (value, interval) = match measure {
-                    Measure::Perplexity { .. } => {
-                        (estimate.mean.exp(), estimate.interval.map(|i| i.exp()))
-                    }
-                    _ => (estimate.mean, estimate.interval),
-                };
-                plus_minus(value, interval)
-            });
-            let shown = if bolds.contains(&index) { format!("**{shown}**") } else { shown };
-            cells.push((row.clone(), head.clone(), shown));
-        }
-        if whole {
-            let peak = runs.iter().filter_map(|run| run.peak_allocated).max();
-            cells.push((row.clone(), "peak memory".into(), peak.map_or("–".into(), bytes)));
-            let rates: Vec<f64> = runs.iter().filter_map(|run| run.tokens_per_second()).collect();
-            let rate = super::statistics::mean(&rates).map_or("–".into(), |r| format!("{r:.0}"));
-            cells.push((row.clone(), "tokens/s".into(), rate));
-            if fronts.iter().any(|(_, labels)| !labels.is_empty()) {
-                let on = fronts.iter().filter(|(_, labels)| labels.contains(&index));
-                let on: Vec<&str> = on.map(|(cost, _)| cost.name()).collect();
-                let on = if on.is_empty() { "–".into() } else { on.join(", ") };
-                cells.push((row, "front".into(), on));
-            }
-        }
-    }
-    // The number of seeds heads the table's right half: first come the numbers that are compared.
-    cells.sort_by_key(|(_, column, _)| match column.as_str() {
-        "seeds" => 1,
-        "peak memory" => 2,
-        "tokens/s" => 3,
-        "front" => 4,
-        _ => 0,
-    });
-    pivot(&text(&summary.column), &cells)
-}
-
-/// What a search found in tables: memory by value and case, predictions, phases, then every run.
-fn search(summary: &Summary, parameter: &str) -> Result<String> {
-    let (_, ceilings) = summary.ceilings(parameter);
-    let has_table = summary.comparison.spec["search"]["bisect"]["also"].is_array();
-    let mut parts = Vec::new();
-    if ceilings.len() > 1 || has_table {
-        parts.push(memory::by_value(&ceilings, parameter)?);
-    }
-    parts.push(memory::predicted(summary)?);
-    parts.push(memory::by_phase(&ceilings)?);
-    parts.retain(|part| !part.is_empty());
-    let every_run = search_table(summary, parameter)?;
-    if parts.is_empty() {
-        return Ok(every_run);
-    }
-    parts.push(format!("### Every run\n\n{every_run}"));
-    Ok(parts.join("\n"))
-}
-
-fn search_table(summary: &Summary, parameter: &str) -> Result<String> {
-    let (column, ceilings) = summary.ceilings(parameter);
-    let grouped = ceilings.len() > 1;
-    let mut rows = Vec::new();
-    for ceiling in &ceilings {
-        for (value, point) in &ceiling.points {
-            // What was refused before the start has nothing to measure.
-            let peak = point.run.as_ref().filter(|_| !point.is_refused_by_prediction());
-            let peak = peak.and_then(|run| run.peak_allocated);
-            let rate = point.run.as_ref().and_then(|run| run.tokens_per_second());
-            let is_largest = ceiling.largest == Some(*value) && point.finished().is_some();
-            let value = whole(*value);
-            let mut row = if grouped { vec![text(&ceiling.name)] } else { Vec::new() };
-            row.extend([
-                if is_largest { bold(&value) } else { value },
-                point.seed.to_string(),
-                reason(point),
-                peak.map_or("–".into(), bytes),
-                rate.map_or("–".into(), |rate| format!("{rate:.0}")),
-                in_code(&point.run_id),
-            ]);
-            rows.push(row);
-        }
-    }
-    let key = in_code(parameter);
-    let mut heads = if grouped { vec![column.as_str()] } else { Vec::new() };
-    heads.extend([key.as_str(), "seed", "outcome", "peak memory", "tokens/s", "run"]);
-    let head = "Every value that was tried, in rising order. Bold: the largest that finished. \
-                [runs.csv](runs.csv) has the same runs with their numbers.\n\n";
-    Ok(head.to_string() + &rows_to_markdown(&heads, &rows)?)
 }
 
 /// Rows of a figure's numbers that its fold shows.
@@ -497,153 +308,4 @@ fn command_line(spec: &serde_json::Value) -> String {
     let settings: Vec<String> =
         settings.map(|(key, value)| in_code(&format!("{key}={}", plain(value)))).collect();
     settings.join(", ")
-}
-
-/// `last stride`, `prefix`.
-pub fn method_name(method: &str) -> &str {
-    match method {
-        "last_stride" => "last stride",
-        other => other,
-    }
-}
-
-/// What a table calls the loss of a metric.
-pub fn name_of_loss(key: &str) -> String {
-    match key.strip_prefix("eval_loss.") {
-        Some(split) => format!("final loss on {split}"),
-        None => "final training loss".to_string(),
-    }
-}
-
-/// `13.42 ± 0.11`; both ends where the interval is far from symmetrical; the number alone without one.
-pub fn plus_minus(value: f64, interval: Option<Interval>) -> String {
-    let Some(interval) = interval.filter(|_| value.is_finite()) else {
-        return format_number(value);
-    };
-    let half = interval.half_width();
-    let skew = (interval.high - value) - (value - interval.low);
-    if half == 0.0 {
-        return format!("{} ± 0", format_number(value));
-    }
-    if skew.abs() > 0.2 * half {
-        let short = |x: f64| format_short(x);
-        return format!(
-            "{} ({} to {})",
-            format_number(value),
-            short(interval.low),
-            short(interval.high)
-        );
-    }
-    format!("{} ± {}", as_sure_as(value, half), as_sure_as(half, half))
-}
-
-/// Three significant digits.
-fn format_short(x: f64) -> String {
-    if x == 0.0 || !x.is_finite() {
-        return format_number(x);
-    }
-    let unit = 10f64.powi(x.abs().log10().floor() as i32 - 2);
-    format_number((x / unit).round() * unit)
-}
-
-/// A number with as many decimals as its uncertainty gives meaning to: two significant digits of `half_width`.
-pub fn as_sure_as(x: f64, half_width: f64) -> String {
-    if half_width == 0.0 || !half_width.is_finite() || !x.is_finite() {
-        return format_number(x);
-    }
-    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 6) as usize;
-    format!("{x:.decimals$}")
-}
-
-/// Text of the store as markdown shows it literally.
-pub fn text(raw: &str) -> String {
-    let mut escaped = String::with_capacity(raw.len());
-    let mut before = None;
-    let mut chars = raw.chars().peekable();
-    let in_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-    while let Some(c) = chars.next() {
-        let after = chars.peek().copied();
-        match c {
-            // Within a word it is no emphasis.
-            '_' if !in_word(before) || !in_word(after) => escaped.push_str("\\_"),
-            // Begins an entity.
-            '&' if after == Some('#') || in_word(after) => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '*' | '`' | '[' | ']' | '\\' | '~' | '$' => escaped.extend(['\\', c]),
-            '\n' | '\r' => escaped.push(' '),
-            c => escaped.push(c),
-        }
-        before = Some(c);
-    }
-    escaped
-}
-
-/// A code span; a backtick in it would end it.
-pub fn in_code(raw: &str) -> String {
-    format!("`{}`", raw.replace('`', "'").replace(['\n', '\r'], " "))
-}
-
-pub fn bold(raw: &str) -> String {
-    format!("**{}**", text(raw))
-}
-
-/// Replaces absolute paths by their last part: where a file lies is no business of a report.
-pub fn without_paths(raw: &str) -> String {
-    let ends = |c: char| c.is_whitespace() || "\"'`,;:()[]{}".contains(c);
-    raw.split_inclusive(ends)
-        .map(|word| {
-            let bare = word.trim_end_matches(ends);
-            let name = Path::new(bare).file_name().and_then(|name| name.to_str());
-            match name {
-                Some(name) if bare.starts_with('/') => format!("{name}{}", &word[bare.len()..]),
-                _ => word.to_string(),
-            }
-        })
-        .collect()
-}
-
-pub fn bytes(n: i64) -> String {
-    Bytes(n.max(0) as u64).to_string()
-}
-
-pub fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_show_the_digits_that_mean_something() {
-        let about = |mean: f64, half: f64| Interval { mean, low: mean - half, high: mean + half };
-        assert_eq!(plus_minus(13.4217, Some(about(13.4217, 0.1123))), "13.42 ± 0.11");
-        assert_eq!(plus_minus(2.61234, Some(about(2.61234, 0.000_412))), "2.61234 ± 0.00041");
-        assert_eq!(plus_minus(1234.5, Some(about(1234.5, 120.0))), "1234 ± 120");
-        assert_eq!(plus_minus(13.4217, None), "13.42");
-        assert_eq!(plus_minus(f64::NAN, None), "NaN");
-        let skewed = Interval { mean: 10.0, low: 2.512, high: 39.81 };
-        assert_eq!(plus_minus(10.0, Some(skewed)), "10 (2.51 to 39.8)");
-    }
-
-    #[test]
-    fn paths_lose_their_folders() {
-        assert_eq!(
-            without_paths("can't read `/home/someone/data/a.txt`: no such file (/tmp/x, b/c.txt)"),
-            "can't read `a.txt`: no such file (x, b/c.txt)"
-        );
-        assert_eq!(without_paths("1e-5 / 3"), "1e-5 / 3");
-        assert_eq!(without_paths("/data/books"), "books");
-    }
-
-    #[test]
-    fn markdown_shows_text_literally() {
-        assert_eq!(text("a*b <c> [d]"), "a\\*b &lt;c&gt; \\[d\\]");
-        assert_eq!(text("_a_b_ ~~c~~ $d$"), "\\_a_b\\_ \\~\\~c\\~\\~ \\$d\\$");
-        assert_eq!(text("&lt; & &#38; e&"), "&amp;lt; & &amp;#38; e&");
-        assert_eq!(in_code("a`b"), "`a'b`");
-        assert_eq!(capital("perplexity"), "Perplexity");
-    }
 }

@@ -8,7 +8,7 @@
 use super::answer::measure_name;
 use super::difference::NEGLIGIBLE;
 use super::figures::{Figure, describe, draw_whole, style};
-use super::page::capital;
+use super::markdown::capital;
 use super::plot::Style;
 use super::plot::axis::{Axis, Scale};
 use super::plot::line::{Dot, LineChart, Series};

@@ -1,7 +1,7 @@
 //! The rungs of a sweep by successive halving: what every point had reached where it was stopped, and which went on.
 
 use super::input::Point;
-use super::page::{in_code, text};
+use super::markdown::{in_code, text};
 use super::summary::{Measure, Summary};
 use super::tables::rows_to_markdown;
 use anyhow::Result;

@@ -1,7 +1,7 @@
 //! The answer of a search: the largest value of its parameter at which a run still finishes, in each of its cases.
 
 use super::answer::{count, list, reason, whole};
-use super::page::{bold, capital, in_code, text};
+use super::markdown::{bold, capital, in_code, text};
 use super::summary::{Ceiling, Summary, plain};
 use serde_json::Value;
 

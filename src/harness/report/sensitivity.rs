@@ -3,7 +3,7 @@
 //! One-way analysis of variance of each axis alone over the finished runs, the outcome in nats.
 
 use super::answer::{count, list, measure_name};
-use super::page::{bold, in_code, text};
+use super::markdown::{bold, in_code, text};
 use super::statistics::mean;
 use super::summary::{Measure, SEED, Summary, plain};
 use super::tables::rows_to_markdown;

@@ -3,7 +3,7 @@
 use super::difference::{Difference, Pairs};
 use super::input::{Comparison, Perplexity, Point, Run};
 use super::labels::{Label, common_length, find_labels, labels, labels_by_length};
-use super::page::in_code;
+use super::markdown::in_code;
 use super::statistics::{Interval, mean, paired_differences, t_interval};
 use fathom_spec::config::RANDOM_CORPUS;
 use rayon::prelude::*;
@@ -64,7 +64,6 @@ pub struct Ceiling<'a> {
     pub smallest_not: Option<(f64, &'a Point)>,
     /// Values below `largest` at which a run did not finish all the same.
     pub exceptions: Vec<f64>,
-    pub finished_runs: usize,
     /// Runs that worked only some layers of the model.
     pub probes: usize,
     /// Whether a run of the whole model finished at `largest`.
@@ -554,7 +553,6 @@ fn ceiling(name: String, mut points: Vec<(f64, &Point)>) -> Ceiling<'_> {
         largest,
         smallest_not: failed.iter().find(|(value, _)| above(*value)).copied(),
         exceptions: failed.iter().map(|(value, _)| *value).filter(|value| !above(*value)).collect(),
-        finished_runs: finished().count(),
         probes: points.iter().filter(|(_, point)| point.probe_layers().is_some()).count(),
         is_confirmed,
         points,

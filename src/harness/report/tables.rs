@@ -1,7 +1,7 @@
 //! Data frames: pivoted into tables, written as CSV and as markdown.
 
 use super::input::Point;
-use super::page;
+use super::markdown;
 use super::summary::Summary;
 use anyhow::Result;
 use fathom_spec::units::format_number;
@@ -144,7 +144,7 @@ pub fn numbers_to_markdown(frame: &DataFrame) -> Result<String> {
                 Ok(match column.get(row)? {
                     AnyValue::Null => "–".to_string(),
                     AnyValue::Float64(x) => format_number(x),
-                    AnyValue::String(text) => page::text(text),
+                    AnyValue::String(text) => markdown::text(text),
                     other => other.to_string(),
                 })
             })

@@ -4,7 +4,7 @@
 //! is gone without an ending gets the verdict that the scheduler gives it, by this same code, when it takes up its sweep again.
 //! A run that another process holds is left to it: a harness keeps the lock of a run until it has written how the run ended.
 
-use super::standing::{Standing, State, standing, standing_where};
+use super::standing::{State, standing_where};
 use super::{is_held, try_lock};
 use crate::store::{Status, Store, Unfinished};
 use anyhow::Result;
@@ -145,7 +145,8 @@ fn would_change(store: &Store, run: &Unfinished, paths: &RunPaths, now: f64) -> 
 
 /// Whether the log of a run that somebody has says how it ended: its harness may be stopped, and what is logged counts all the same.
 fn has_ended(paths: &RunPaths, now: f64) -> bool {
-    standing(paths, now).is_ok_and(|found| matches!(found.state, State::Ended(_)))
+    let found = standing_where(paths, now, || true);
+    found.is_ok_and(|found| matches!(found.state, State::Ended(_)))
 }
 
 /// Settles one run that nobody else has; says why where it is lost.
@@ -180,24 +181,14 @@ fn settle_one(
             return Ok(None);
         }
     };
-    let reason = match found.map(|Standing { state, .. }| state) {
-        Ok(State::Dead(reason)) => reason,
-        Ok(State::Silent) => "its host gives no sign any more".into(),
-        Ok(State::NotBegun) if status == Status::Running => {
-            "nothing was logged, and no process has the run".into()
-        }
-        // It was begun another time and said nothing of that.
-        Ok(State::Ended(_)) if status == Status::Running => {
-            store.take_back(run_id)?;
-            return Ok(None);
-        }
-        _ => return Ok(None),
-    };
-    if !matches!(status, Status::Planned | Status::Running) {
-        return Ok(None);
+    let Ok(found) = found else { return Ok(None) };
+    // It was begun another time and said nothing of that.
+    if matches!(found.state, State::Ended(_)) && status == Status::Running {
+        store.take_back(run_id)?;
     }
-    store.set_status(run_id, Status::Lost, Some(&reason))?;
-    Ok(Some(reason))
+    let Some(reason) = found.state.loss(status) else { return Ok(None) };
+    store.set_status(run_id, Status::Lost, Some(reason))?;
+    Ok(Some(reason.to_string()))
 }
 
 /// A run whose log can't be read failed, with what was wrong; returns that, without the way out, which is for who looks on.

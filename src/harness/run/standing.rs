@@ -48,6 +48,21 @@ impl State {
         }
     }
 
+    /// Why a run that stands so, and that the store calls `said`, is lost; `None` where it is not. Should a silent one be heard of
+    /// again, it is running again.
+    pub(super) fn loss(&self, said: Status) -> Option<&str> {
+        match (self, said) {
+            (State::Dead(reason), Status::Planned | Status::Running) => Some(reason),
+            (State::Silent, Status::Planned | Status::Running) => {
+                Some("its host gives no sign any more")
+            }
+            (State::NotBegun, Status::Running) => {
+                Some("nothing was logged, and no process has the run")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a command may reach it.
     pub fn is_at_work(&self) -> bool {
         matches!(self, State::Running | State::Elsewhere | State::Silent)
@@ -137,11 +152,9 @@ pub fn status_now(results: &Path, run_id: &RunId, said: Status) -> Status {
     match standing(&paths, now()).map(|found| found.state) {
         Ok(State::Running | State::Elsewhere) => Status::Running,
         Ok(State::Ended(ending)) => ending.parse().unwrap_or(said),
-        // Should it be heard of again, it is running again.
-        Ok(State::Dead(_) | State::Silent) => Status::Lost,
-        Ok(State::NotBegun) if said == Status::Running => Status::Lost,
+        Ok(state) if state.loss(said).is_some() => Status::Lost,
         Err(_) if said == Status::Running && !is_held(&paths) => Status::Failed,
-        Ok(State::NotBegun) | Err(_) => said,
+        Ok(_) | Err(_) => said,
     }
 }
 

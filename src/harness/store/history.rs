@@ -1,11 +1,9 @@
-//! Reading: a run's attempts, and its scalars in short.
+//! Reading: a run's attempts.
 
-use super::query::{number, parsed};
+use super::query::parsed;
 use super::{Status, Store};
 use anyhow::Result;
 use fathom_spec::record::RunId;
-use rusqlite::Row;
-use std::collections::BTreeMap;
 
 /// One attempt at a run. A later one never overwrites it.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,40 +29,7 @@ pub struct Attempt {
     pub device_name: Option<String>,
 }
 
-/// A scalar in short. Infinities are numbers here; NaN is only counted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MetricSummary {
-    pub last: f64,
-    pub last_step: u64,
-    /// The smallest value with the first step that has it; `None` where every value is NaN.
-    pub min: Option<(f64, u64)>,
-    pub max: Option<(f64, u64)>,
-    /// Steps that have a value, NaN included.
-    pub count: u64,
-    pub nan_count: u64,
-}
-
 impl Store {
-    /// Every scalar in short, by key.
-    pub fn metric_summaries(&self, run_id: &RunId) -> Result<BTreeMap<String, MetricSummary>> {
-        let sql = "SELECT * FROM v_metric_summaries WHERE run_id = ?1";
-        let row = |row: &Row| {
-            let extreme = |value: &str, step: &str| -> Result<Option<(f64, u64)>> {
-                Ok(row.get::<_, Option<f64>>(value)?.zip(row.get::<_, Option<u64>>(step)?))
-            };
-            let summary = MetricSummary {
-                last: number(row, "last")?,
-                last_step: row.get("last_step")?,
-                min: extreme("min", "min_step")?,
-                max: extreme("max", "max_step")?,
-                count: row.get("count")?,
-                nan_count: row.get("nan_count")?,
-            };
-            Ok((row.get("key")?, summary))
-        };
-        Ok(self.rows(sql, [&run_id.0], row)?.into_iter().collect())
-    }
-
     /// Every attempt at a run, first to last.
     pub fn attempts(&self, run_id: &RunId) -> Result<Vec<Attempt>> {
         self.rows(

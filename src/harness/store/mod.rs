@@ -23,6 +23,7 @@ mod metrics;
 mod migrate;
 mod query;
 mod rebuild;
+mod run;
 mod salvage;
 mod sweeps;
 mod unfinished;
@@ -31,14 +32,13 @@ mod write;
 
 pub use check::{Finding, Findings};
 pub use curate::Labels;
-pub use history::{Attempt, MetricSummary};
+pub use history::Attempt;
 pub use ingest::Ingested;
 pub use journal::Journal;
 pub use lines::{STEP_SCALARS, Step};
-pub use query::{
-    Artifact, MemoryRow, PerplexityRow, PositionNllRow, Run, Sample, SweepSummary, Warning,
-};
+pub use query::{Artifact, PerplexityRow, Sample, SweepSummary, Warning};
 pub use rebuild::Rebuilt;
+pub use run::Run;
 pub use unfinished::{Taken, Unfinished};
 pub use verdict::forget_verdicts;
 pub use write::{PointRecord, RunRecord, SavedIdentity, SweepRecord};
@@ -262,11 +262,6 @@ impl Store {
     /// The results folder that this is the store of.
     pub fn results(&self) -> &Path {
         &self.results
-    }
-
-    /// How the database keeps its commits.
-    pub fn journal(&self) -> Journal {
-        self.journal
     }
 
     /// The connection itself, with `exp`, `ln`, `sqrt` and `pow`, which the views and reports use and SQLite may lack.

@@ -3,69 +3,14 @@
 //! A run that is not in the store has no rows: only [`Store::known_run`] and [`Store::find_run`] make that an error. A
 //! number that the run could not compute is NaN here and NULL in the database.
 
-use super::{PointRecord, Status, Store, SweepRecord, explain};
+use super::{PointRecord, Run, Status, Store, SweepRecord, explain};
 use anyhow::{Context, Result, anyhow, bail};
-use fathom_spec::config::{Digests, nearest};
+use fathom_spec::config::nearest;
 use fathom_spec::record::{EvalMethod, Event, EventKind, RunId, numbers};
-use rusqlite::{Connection, Params, Row, params};
+use rusqlite::{Params, Row};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::str::FromStr;
-
-/// The row of a run: its identity, and how it stands. Fields from `attempt` on are of the last attempt, if not said otherwise.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Run {
-    pub(super) id: i64,
-    pub run_id: RunId,
-    pub run_hash: String,
-    /// The same for all seeds of a point.
-    pub group_hash: String,
-    /// Relative to the results folder.
-    pub folder: String,
-    /// The complete configuration.
-    pub config: Value,
-    pub digests: Digests,
-    pub seed: u64,
-    /// Seconds since 1970-01-01 UTC, as all times here.
-    pub created_at: f64,
-    pub status: Status,
-    /// The error, the signal, what was asked of memory and what was free.
-    pub status_detail: Option<String>,
-    /// 0 before the first.
-    pub attempt: u32,
-    pub started_at: Option<f64>,
-    pub ended_at: Option<f64>,
-    /// Over all attempts.
-    pub seconds: f64,
-    /// Of `seconds`, those before the last attempt.
-    pub earlier_seconds: f64,
-    pub step: u64,
-    pub tokens: u64,
-    /// `None` before the first step, and when it is NaN.
-    pub last_loss: Option<f64>,
-    /// The highest of any step or phase of any attempt, in bytes.
-    pub peak_allocated: Option<u64>,
-    pub peak_reserved: Option<u64>,
-    pub code_version: Option<String>,
-    pub git_commit: Option<String>,
-    pub git_dirty: Option<bool>,
-    pub host: Option<String>,
-    /// `cpu` or `cuda:0`.
-    pub device: Option<String>,
-    pub device_name: Option<String>,
-    pub driver: Option<String>,
-    pub libtorch: Option<String>,
-    pub threads: Option<u64>,
-    pub environment: Option<BTreeMap<String, String>>,
-    /// Out of memory: bytes asked for.
-    pub asked_bytes: Option<u64>,
-    /// Out of memory: bytes that were free.
-    pub free_bytes: Option<u64>,
-    /// Bytes of the event log that the store has.
-    pub log_offset: u64,
-    /// The last event that the store has; -1 when it has none.
-    pub last_seq: i64,
-}
 
 /// A sweep in short.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,28 +42,6 @@ pub struct PerplexityRow {
     pub nll_high: f64,
     /// Mean of each window, in order.
     pub window_nll: Vec<f64>,
-}
-
-/// Mean NLL of the predictions that see `start..end` tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PositionNllRow {
-    pub step: u64,
-    pub split: String,
-    pub start: u64,
-    pub end: u64,
-    pub tokens: u64,
-    pub nll: f64,
-}
-
-/// Memory at the end of a phase, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryRow {
-    pub step: u64,
-    pub phase: String,
-    pub allocated: u64,
-    pub reserved: u64,
-    pub peak_allocated: u64,
-    pub peak_reserved: u64,
 }
 
 /// Text that the model wrote.
@@ -359,44 +282,6 @@ impl Store {
         )
     }
 
-    /// NLL by position at the last step that has any; by split and position.
-    pub fn position_nll(&self, run_id: &RunId) -> Result<Vec<PositionNllRow>> {
-        self.rows(
-            "SELECT x.* FROM position_nll x JOIN runs r ON r.id = x.run
-             WHERE r.run_id = ?1 AND x.step = (SELECT max(step) FROM position_nll WHERE run = r.id)
-             ORDER BY x.split, x.start",
-            [&run_id.0],
-            |row| {
-                Ok(PositionNllRow {
-                    step: row.get("step")?,
-                    split: row.get("split")?,
-                    start: row.get("start")?,
-                    end: row.get("end")?,
-                    tokens: row.get("tokens")?,
-                    nll: number(row, "nll")?,
-                })
-            },
-        )
-    }
-
-    /// Memory by step and phase.
-    pub fn memory(&self, run_id: &RunId) -> Result<Vec<MemoryRow>> {
-        self.rows(
-            "SELECT x.* FROM memory x JOIN runs r ON r.id = x.run WHERE r.run_id = ?1 ORDER BY x.step, x.phase",
-            [&run_id.0],
-            |row| {
-                Ok(MemoryRow {
-                    step: row.get("step")?,
-                    phase: row.get("phase")?,
-                    allocated: row.get("allocated")?,
-                    reserved: row.get("reserved")?,
-                    peak_allocated: row.get("peak_allocated")?,
-                    peak_reserved: row.get("peak_reserved")?,
-                })
-            },
-        )
-    }
-
     /// Samples, in the order in which they were written.
     pub fn samples(&self, run_id: &RunId) -> Result<Vec<Sample>> {
         self.rows(
@@ -473,144 +358,13 @@ impl Store {
     }
 }
 
-impl Run {
-    pub(super) fn load(connection: &Connection, run_id: &RunId) -> Result<Option<Run>> {
-        let mut statement = connection.prepare_cached("SELECT * FROM runs WHERE run_id = ?1")?;
-        let mut rows = statement.query([&run_id.0])?;
-        rows.next()?.map(Run::from_row).transpose()
-    }
-
-    pub(super) fn from_row(row: &Row) -> Result<Run> {
-        let environment: Option<String> = row.get("environment")?;
-        Ok(Run {
-            id: row.get("id")?,
-            run_id: RunId(row.get("run_id")?),
-            run_hash: row.get("run_hash")?,
-            group_hash: row.get("group_hash")?,
-            folder: row.get("folder")?,
-            config: json(row, "config")?,
-            digests: serde_json::from_value(json(row, "digests")?)?,
-            seed: row.get("seed")?,
-            created_at: row.get("created_at")?,
-            status: parsed(row, "status")?,
-            status_detail: row.get("status_detail")?,
-            attempt: row.get("attempt")?,
-            started_at: row.get("started_at")?,
-            ended_at: row.get("ended_at")?,
-            seconds: row.get("seconds")?,
-            earlier_seconds: row.get("earlier_seconds")?,
-            step: row.get("step")?,
-            tokens: row.get("tokens")?,
-            last_loss: row.get("last_loss")?,
-            peak_allocated: row.get("peak_allocated")?,
-            peak_reserved: row.get("peak_reserved")?,
-            code_version: row.get("code_version")?,
-            git_commit: row.get("git_commit")?,
-            git_dirty: row.get("git_dirty")?,
-            host: row.get("host")?,
-            device: row.get("device")?,
-            device_name: row.get("device_name")?,
-            driver: row.get("driver")?,
-            libtorch: row.get("libtorch")?,
-            threads: row.get("threads")?,
-            environment: environment.map(|text| serde_json::from_str(&text)).transpose()?,
-            asked_bytes: row.get("asked_bytes")?,
-            free_bytes: row.get("free_bytes")?,
-            log_offset: row.get("log_offset")?,
-            last_seq: row.get("last_seq")?,
-        })
-    }
-
-    /// The run as it was before its first event.
-    pub(super) fn planned(self) -> Run {
-        Run {
-            status: Status::Planned,
-            status_detail: None,
-            attempt: 0,
-            started_at: None,
-            ended_at: None,
-            seconds: 0.0,
-            earlier_seconds: 0.0,
-            step: 0,
-            tokens: 0,
-            last_loss: None,
-            peak_allocated: None,
-            peak_reserved: None,
-            code_version: None,
-            git_commit: None,
-            git_dirty: None,
-            host: None,
-            device: None,
-            device_name: None,
-            driver: None,
-            libtorch: None,
-            threads: None,
-            environment: None,
-            asked_bytes: None,
-            free_bytes: None,
-            log_offset: 0,
-            last_seq: -1,
-            ..self
-        }
-    }
-
-    pub(super) fn raise_peaks(&mut self, allocated: u64, reserved: u64) {
-        self.peak_allocated = self.peak_allocated.max(Some(allocated));
-        self.peak_reserved = self.peak_reserved.max(Some(reserved));
-    }
-
-    /// Writes back how the run stands; its identity never changes.
-    pub(super) fn save(&self, connection: &Connection) -> Result<()> {
-        let environment = self.environment.as_ref().map(serde_json::to_string).transpose()?;
-        connection
-            .prepare_cached(
-                "UPDATE runs SET status = ?2, status_detail = ?3, attempt = ?4, started_at = ?5, ended_at = ?6,
-                   seconds = ?7, earlier_seconds = ?8, step = ?9, tokens = ?10, last_loss = ?11, peak_allocated = ?12,
-                   peak_reserved = ?13, code_version = ?14, git_commit = ?15, git_dirty = ?16, host = ?17, device = ?18,
-                   device_name = ?19, driver = ?20, libtorch = ?21, threads = ?22, environment = ?23, asked_bytes = ?24,
-                   free_bytes = ?25, log_offset = ?26, last_seq = ?27
-                 WHERE id = ?1",
-            )?
-            .execute(params![
-                self.id,
-                self.status.name(),
-                self.status_detail,
-                self.attempt,
-                self.started_at,
-                self.ended_at,
-                self.seconds,
-                self.earlier_seconds,
-                self.step,
-                self.tokens,
-                self.last_loss,
-                self.peak_allocated,
-                self.peak_reserved,
-                self.code_version,
-                self.git_commit,
-                self.git_dirty,
-                self.host,
-                self.device,
-                self.device_name,
-                self.driver,
-                self.libtorch,
-                self.threads,
-                environment,
-                self.asked_bytes,
-                self.free_bytes,
-                self.log_offset,
-                self.last_seq,
-            ])?;
-        Ok(())
-    }
-}
-
 /// JSON text of numbers that may be NaN or infinite.
 pub(super) fn numbers_to_json(values: &[f64]) -> String {
     let value = numbers::serialize(values, serde_json::value::Serializer);
     value.expect("a list of numbers is plain data").to_string()
 }
 
-fn json(row: &Row, column: &str) -> Result<Value> {
+pub(super) fn json(row: &Row, column: &str) -> Result<Value> {
     let text: String = row.get(column)?;
     serde_json::from_str(&text).with_context(|| format!("{column}: expected JSON, found `{text}`"))
 }

@@ -1,8 +1,8 @@
 //! Whether what a point asks for fits the model and the tokenizer that it names: what every run of it would end with is said
 //! before the first begins.
 
-use super::plan::Plan;
-use anyhow::{Context, Result, anyhow, ensure};
+use super::plan::Point;
+use anyhow::{Context, Result, anyhow};
 use fathom_data::tokenizer::Tokenizer;
 use fathom_spec::config::{ModelConfig, RunConfig};
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use std::path::Path;
 #[derive(Default)]
 pub struct Fits {
     shapes: HashMap<String, Option<ModelConfig>>,
-    tokenizers: HashMap<String, Option<Tokenizer>>,
+    pub(super) tokenizers: HashMap<String, Option<Tokenizer>>,
 }
 
 impl Fits {
@@ -22,49 +22,47 @@ impl Fits {
     /// # Errors
     ///
     /// As [`Fits::check`], with the point.
-    pub fn check_plan(plan: &Plan) -> Result<()> {
-        let mut fits = Fits::default();
-        plan.foreseen()?.iter().try_for_each(|point| {
-            fits.check(&point.config).with_context(|| format!("point `{}`", point.label))
+    pub fn check_points(&mut self, points: &[Point]) -> Result<()> {
+        points.iter().try_for_each(|point| {
+            self.check(&point.config)
+                .map_err(|(key, message)| anyhow!("{key}: {message}"))
+                .with_context(|| format!("point `{}`", point.label))
         })
     }
 
     /// # Errors
     ///
     /// With the key that asks for more than the model or the tokenizer has.
-    pub fn check(&mut self, config: &RunConfig) -> Result<()> {
-        let path = config.model.path.as_deref();
-        let shape = match (&config.model.config, path) {
+    pub fn check(&mut self, config: &RunConfig) -> Result<(), (&'static str, String)> {
+        let shape = match (&config.model.config, &config.model.path) {
             (Some(shape), _) => Some(shape),
             (None, Some(path)) => {
-                self.shapes.entry(path.to_string()).or_insert_with(|| of_folder(path)).as_ref()
+                let read = || ModelConfig::of_folder(Path::new(path)).ok().flatten();
+                self.shapes.entry(path.clone()).or_insert_with(read).as_ref()
             }
             (None, None) => None,
         };
-        if let Some(shape) = shape {
-            config.check_shape(shape).map_err(|(key, message)| anyhow!("{key}: {message}"))?;
+        let tokenizer = config.tokenizer_path().and_then(|spec| {
+            let read = || Tokenizer::from_spec(spec).ok();
+            let tokenizer = self.tokenizers.entry(spec.to_string()).or_insert_with(read);
+            Some((spec, tokenizer.as_ref()?))
+        });
+        if let Some((_, tokenizer)) = tokenizer {
+            let lifted = config.model.max_position_embeddings;
+            tokenizer
+                .check_length(config.train.sequence_length, lifted)
+                .map_err(|message| ("train.sequence_length", message))?;
         }
-        let Some(spec) = config.tokenizer.path.as_deref().or(path) else { return Ok(()) };
-        let tokenizer = self
-            .tokenizers
-            .entry(spec.to_string())
-            .or_insert_with(|| Tokenizer::from_spec(spec).ok());
-        let Some(tokenizer) = tokenizer else { return Ok(()) };
         if let Some(shape) = shape {
-            let (ids, most) = (tokenizer.vocab_size(), shape.vocab_size);
-            ensure!(
-                ids <= most,
-                "tokenizer.path: expected at most the model's vocab_size of {most} ids, found {ids} in `{spec}`"
-            );
+            config.check_shape(shape)?;
         }
-        tokenizer.check_length(config.train.sequence_length, config.model.max_position_embeddings)
+        if let (Some((spec, tokenizer)), Some(shape)) = (tokenizer, shape) {
+            tokenizer
+                .check_vocabulary(spec, shape.vocab_size)
+                .map_err(|message| ("tokenizer.path", message))?;
+        }
+        Ok(())
     }
-}
-
-fn of_folder(path: &str) -> Option<ModelConfig> {
-    let file = Path::new(path).join("config.json");
-    let text = std::fs::read_to_string(&file).ok()?;
-    ModelConfig::from_hf_json(&file.display().to_string(), &text).ok()
 }
 
 #[cfg(test)]
@@ -79,7 +77,8 @@ mod tests {
              data: {{corpus: c}}\ntrain: {{sequence_length: {sequence_length}, total_tokens: 4K, learning_rate: 1e-5{more}}}\n"
         );
         let config = RunConfig::from_written(&Written::parse("run.yaml", &text).unwrap()).unwrap();
-        Fits::default().check(&config).map_err(|error| format!("{error:#}"))
+        let checked = Fits::default().check(&config);
+        checked.map_err(|(key, message)| format!("{key}: {message}"))
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a run's configuration names, by content: digests of model, tokenizer and data, and the hashes made of them.
 
+use super::Fits;
 use crate::store::SavedIdentity;
 use anyhow::{Context, Result, anyhow};
 use fathom_data::corpus::{Corpus, TRAIN};
@@ -14,6 +15,8 @@ use std::path::Path;
 pub struct Identities {
     models: HashMap<String, (String, Vec<FileStamp>)>,
     tokenizers: HashMap<String, String>,
+    /// Tokenizers that were read before, each until its digest is known.
+    read: HashMap<String, Tokenizer>,
     /// Their documents without the texts.
     corpora: HashMap<String, Corpus>,
     /// Corpora and splits (as JSON) that were seen to go together.
@@ -21,6 +24,13 @@ pub struct Identities {
 }
 
 impl Identities {
+    /// Of configurations that were held against what they name: their tokenizers are not read again.
+    pub fn after(fits: Fits) -> Identities {
+        let tokenizers = fits.tokenizers.into_iter();
+        let read = tokenizers.filter_map(|(spec, tokenizer)| Some((spec, tokenizer?))).collect();
+        Identities { read, ..Identities::default() }
+    }
+
     /// # Errors
     ///
     /// When a file that the configuration names can't be read: with the key that names it. As [`Identities::check_splits`].
@@ -41,10 +51,13 @@ impl Identities {
             }
             (None, None) => (String::new(), Vec::new()),
         };
-        let tokenizer = match config.tokenizer.path.as_ref().or(config.model.path.as_ref()) {
+        let tokenizer = match config.tokenizer_path() {
             Some(spec) => {
-                cached(&mut self.tokenizers, spec, |spec| Tokenizer::from_spec(spec)?.digest())
-                    .context("tokenizer.path")?
+                let digest = |spec: &str| match self.read.remove(spec) {
+                    Some(tokenizer) => tokenizer.digest(),
+                    None => Tokenizer::from_spec(spec)?.digest(),
+                };
+                cached(&mut self.tokenizers, spec, digest).context("tokenizer.path")?
             }
             None => String::new(),
         };

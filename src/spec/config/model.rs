@@ -4,6 +4,7 @@ use super::rope::RopeParameters;
 use anyhow::{Context, Result, anyhow, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// The widest matrix side that a model may have (as a vocabulary, a layer's width or all heads beside one another), and the most
 /// layers: far beyond any model, and so that the arithmetic of memory and work stays within 64 bits.
@@ -81,6 +82,21 @@ impl ModelConfig {
         let layer = attention + 3 * d * f + 2 * d;
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
         (self.num_hidden_layers * layer + heads * self.vocab_size * d + d) as u64
+    }
+
+    /// The shape that a model's folder says in its `config.json`; `None` where there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be read. As [`ModelConfig::from_hf_json`].
+    pub fn of_folder(folder: &Path) -> Result<Option<ModelConfig>> {
+        let file = folder.join("config.json");
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let shown = file.display().to_string();
+        let text = std::fs::read_to_string(&file).with_context(|| shown.clone())?;
+        ModelConfig::from_hf_json(&shown, &text).map(Some)
     }
 
     /// Reads a Hugging Face `config.json`, in its old spelling (`rope_theta`, `rope_scaling` with `type`) and its new one

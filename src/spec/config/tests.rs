@@ -1,7 +1,6 @@
 use super::*;
-use proptest::prelude::*;
 
-const SMALL: &str = "\
+pub(super) const SMALL: &str = "\
 model: {path: models/tiny}
 data: {corpus: texts}
 train:
@@ -10,7 +9,7 @@ train:
   learning_rate: 1e-5
 ";
 
-fn read(text: &str) -> Result<RunConfig> {
+pub(super) fn read(text: &str) -> Result<RunConfig> {
     RunConfig::from_written(&Written::parse("run.yaml", text)?)
 }
 
@@ -139,71 +138,6 @@ fn both_spellings_of_rope_are_read() {
 }
 
 #[test]
-fn identity_knows_what_matters() {
-    let config = read(SMALL).unwrap();
-    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
-    let identity = config.identity(&digests);
-    let with = |change: &dyn Fn(&mut RunConfig)| {
-        let mut other = config.clone();
-        change(&mut other);
-        other.identity(&digests)
-    };
-    assert_eq!(with(&|c| c.run.device = Device::Cpu), identity);
-    assert_eq!(with(&|c| c.model.path = Some("elsewhere".into())), identity);
-    let seed = with(&|c| c.train.seed = 7);
-    assert_ne!(seed.run_hash, identity.run_hash);
-    assert_eq!(seed.group_hash, identity.group_hash);
-    assert_ne!(with(&|c| c.train.learning_rate = 2e-5).group_hash, identity.group_hash);
-    assert_ne!(with(&|c| c.run.memory_cap = Some(Bytes::gib(24))).run_hash, identity.run_hash);
-    let other_data = Digests { data: "e".into(), ..digests.clone() };
-    assert_ne!(config.identity(&other_data).run_hash, identity.run_hash);
-}
-
-/// What is not written is null, and null is left out of the hash: keys that came later leave earlier runs what they were.
-#[test]
-fn keys_of_the_engines_are_hashed_only_where_written() {
-    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
-    let hash = |text: &str| read(text).unwrap().identity(&digests).run_hash;
-    let plain = read(SMALL).unwrap();
-    let keys = [
-        "engine",
-        "attention_head_groups",
-        "mlp_tile_tokens",
-        "activation_offloading",
-        "attention_offloading",
-        "checkpoint_every_layers",
-        "recompute",
-        "recompute_num_layers",
-        "optimizer_in_backward",
-        "weight_streaming",
-        "stochastic_rounding",
-        "grad_clipping",
-    ];
-    for key in keys {
-        assert_eq!(plain.to_json()["train"].get(key), Some(&serde_json::Value::Null), "{key}");
-    }
-    assert_eq!(plain.to_json()["run"].get("probe_layers"), Some(&serde_json::Value::Null));
-    let layered = format!("{SMALL}  engine: layered\n  max_grad_norm: null\n");
-    let probe = format!("{layered}run: {{probe_layers: 2}}\n");
-    assert_ne!(hash(&layered), hash(SMALL));
-    assert_ne!(hash(&probe), hash(&layered));
-}
-
-/// State in float32 is what runs had before there was a choice.
-#[test]
-fn state_dtype_is_hashed_where_it_is_not_float32() {
-    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
-    let hash = |optimizer: &str| {
-        let config = read(&format!("{SMALL}  optimizer: {{type: adamw{optimizer}}}\n")).unwrap();
-        config.identity(&digests)
-    };
-    assert_eq!(hash(", state_dtype: float32"), hash(""));
-    assert_ne!(hash(", state_dtype: int8"), hash(""));
-    let plain = read(SMALL).unwrap().to_json();
-    assert_eq!(plain["train"]["optimizer"].get("state_dtype"), Some(&serde_json::Value::Null));
-}
-
-#[test]
 fn settings_of_the_engines_fit_together() {
     let refused = |train: &str, key: &str, message: &str| {
         let error = error(&format!("{SMALL}{train}"));
@@ -298,44 +232,6 @@ fn assignments_are_yaml() {
     let (key, value) = parse_assignment("train.learning_rate=1e-5").unwrap();
     assert_eq!((key.as_str(), value.to_json()), ("train.learning_rate", serde_json::json!(1e-5)));
     assert!(parse_assignment("train.seed").unwrap_err().to_string().contains("key.path=value"));
-}
-
-proptest! {
-    #[test]
-    fn hashing_does_not_depend_on_the_order_of_keys(keys in proptest::collection::btree_map("[a-e]", 0i64..5, 0..5)) {
-        let forward: serde_json::Map<_, _> = keys.iter().map(|(k, v)| (k.clone(), (*v).into())).collect();
-        let backward: serde_json::Map<_, _> = keys.iter().rev().map(|(k, v)| (k.clone(), (*v).into())).collect();
-        prop_assert_eq!(hash_canonical(&forward.into()), hash_canonical(&backward.into()));
-    }
-}
-
-/// A promise to the stores of earlier versions: keys that came later, left as they are, change no hash.
-#[test]
-fn runs_keep_the_hashes_that_they_were_given() {
-    let digests = Digests { model: "m".into(), tokenizer: "t".into(), data: "d".into() };
-    let hash = |text: &str| read(text).unwrap().identity(&digests).run_hash;
-    let wsd = format!("{SMALL}  schedule: {{type: wsd, warmup_tokens: 1K}}\n");
-    assert_eq!(hash(SMALL), "f87c0db998fc473fc8400172083a45fcdbff4bbc613f7008120475a9ff765586");
-    assert_eq!(hash(&wsd), "51d901817401ef59a38d5e3c618791cf6915a4bfd9cf75b10eef37bba687b1b7");
-    let off = format!("{SMALL}  save_checkpoints: false\n");
-    assert_ne!(hash(&off), hash(SMALL));
-    for key in [
-        "sample_by: line",
-        "select: {train: 3}",
-        "truncate_at: END",
-        "max_document_tokens: 9",
-        "stride: 1",
-        "overflow: false",
-        "continuation: restarted",
-        "pack_batch_documents: 2",
-        "shuffle_blocks: true",
-    ] {
-        let with = SMALL.replace("corpus: texts", &format!("corpus: texts, {key}"));
-        assert_ne!(hash(&with), hash(SMALL), "{key}");
-    }
-    let in_full =
-        "corpus: texts, sample_by: document, select: {train: ':'}, stride: 0, overflow: true";
-    assert_eq!(hash(&SMALL.replace("corpus: texts", in_full)), hash(SMALL));
 }
 
 #[test]

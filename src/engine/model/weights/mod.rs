@@ -11,6 +11,7 @@ mod gguf;
 mod pickle;
 mod safetensors;
 mod save;
+mod torch_file;
 
 pub use save::{save_model, write_model};
 
@@ -289,7 +290,7 @@ fn open_weight_file(path: &Path) -> Result<Box<dyn WeightFile>> {
         Some(extension) if extension == "safetensors" => {
             Box::new(safetensors::SafetensorsFile::open(path)?)
         }
-        _ => Box::new(pickle::TorchFile::open(path)?),
+        _ => Box::new(torch_file::TorchFile::open(path)?),
     })
 }
 

@@ -31,12 +31,15 @@ pub struct ImportArgs {
 /// When an assignment of the command line is none. A mistake in a file is printed, and is the exit code.
 pub fn check(args: &CheckArgs) -> Result<u8> {
     let overrides = args.settings.parse()?;
-    let mut code = exit::OK;
+    let (mut code, mut fits) = (exit::OK, Fits::default());
     for file in &args.files {
-        let plan = Plan::read(file, &template_folders(), &overrides);
-        let checked = plan.and_then(|plan| Fits::check_plan(&plan).map(|()| plan));
-        match checked.and_then(|plan| Ok((plan.foreseen()?.len(), plan))) {
-            Ok((points, plan)) => {
+        let checked = Plan::read(file, &template_folders(), &overrides).and_then(|plan| {
+            let points = plan.foreseen()?;
+            fits.check_points(&points)?;
+            Ok((plan, points.len()))
+        });
+        match checked {
+            Ok((plan, points)) => {
                 let left_out = match plan.left_out {
                     0 => String::new(),
                     n => format!(", {n} left out by the constraints"),

@@ -162,10 +162,11 @@ pub fn run(command: SweepCommand) -> Result<u8> {
 fn plan(args: &PlanArgs) -> Result<u8> {
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
-    Fits::check_plan(&plan)?;
+    let mut fits = Fits::default();
+    fits.check_points(&plan.foreseen()?)?;
     let store = Store::path(&args.places.results).is_file();
     let store = store.then(|| read_store(&args.places.results)).transpose()?;
-    let mut identities = Identities::default();
+    let mut identities = Identities::after(fits);
     // What can't be identified yet is said below.
     let added = seeds::add(&mut plan, args.points.top_up_seeds, store.as_ref(), &mut identities);
     if args.points.top_up_seeds.is_some() {
@@ -361,19 +362,21 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
     }
     let mut plan = Plan::read(&args.file, &template_folders(), &args.settings.parse()?)?;
     plan.notes.iter().for_each(|note| tell!("note: {note}"));
-    Fits::check_plan(&plan)?;
+    let (mut fits, points) = (Fits::default(), plan.foreseen()?);
+    fits.check_points(&points)?;
     let worker = find_worker()?;
     see_locks(&args.places.results, |what| tell!("{what}"))?;
-    let mut identities = Identities::default();
+    let mut identities = Identities::after(fits);
     // What can't be read is said before anything is made.
-    identify(&plan.foreseen()?, &mut identities)?;
+    identify(&points, &mut identities)?;
     let mut store = Store::open(&args.places.results)?;
     seeds::add(&mut plan, args.points.top_up_seeds, Some(&store), &mut identities)?;
+    // With the seeds beyond those of the file.
+    let points = plan.foreseen()?;
     if args.points.strict_code {
-        check_code(&store, &named(&identify(&plan.foreseen()?, &mut identities)?), true)?;
+        check_code(&store, &named(&identify(&points, &mut identities)?), true)?;
     }
-    let labels = plan.foreseen()?;
-    let progress = Progress::new(labels.iter().map(|p| p.label.len()).max().unwrap_or(8));
+    let progress = Progress::new(points.iter().map(|p| p.label.len()).max().unwrap_or(8));
     let mut driver = Driver {
         results: &args.places.results,
         worker,

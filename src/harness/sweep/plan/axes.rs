@@ -7,6 +7,7 @@ use fathom_spec::config::nearest;
 use fathom_spec::config::written::{Entry, Node, Origin, Written};
 use fathom_spec::units::Tokens;
 use serde_json::Value;
+use std::ops::RangeInclusive;
 
 /// A named way to set some keys.
 #[derive(Debug, Clone)]
@@ -87,20 +88,10 @@ impl Random {
         for entry in written.entries("random")? {
             known(entry, &["count", "seed"], "random")?;
         }
-        let whole = |key: &str, least: i64, most: i64| match written.get(key).map(|w| (&w.node, w))
-        {
-            Some((Node::Int(n), _)) if (least..=most).contains(n) => Ok(Some(*n as u64)),
-            Some((_, found)) => bail!(
-                "{}: random.{key}: expected a whole number from {least} to {most}, found {}",
-                found.origin,
-                found.describe()
-            ),
-            None => Ok(None),
-        };
-        let Some(count) = whole("count", 1, MOST_POINTS as i64)? else {
+        let Some(count) = whole_number(written, "random", "count", 1..=MOST_POINTS as i64)? else {
             bail!("{}: random: expected the key `count`, found none", written.origin)
         };
-        let seed = whole("seed", 0, i64::MAX)?.unwrap_or(0);
+        let seed = whole_number(written, "random", "seed", 0..=i64::MAX)?.unwrap_or(0);
         Ok(Random { count: count as usize, seed, origin: written.origin.clone() })
     }
 }
@@ -338,17 +329,8 @@ fn range(
         Some(value) => Some(number(value, &format!("{place}.multiple_of"))?),
         None => None,
     };
-    let digits = match written.get("digits").map(|d| (&d.node, d)) {
-        Some((Node::Int(digits), _)) if (1..=MOST_DIGITS as i64).contains(digits) => {
-            Some(*digits as usize)
-        }
-        Some((_, found)) => bail!(
-            "{}: {place}.digits: expected a whole number from 1 to {MOST_DIGITS}, found {}",
-            found.origin,
-            found.describe()
-        ),
-        None => None,
-    };
+    let digits = whole_number(written, &place, "digits", 1..=MOST_DIGITS as i64)?;
+    let digits = digits.map(|digits| digits as usize);
     if digits.is_some() && (written.get("count").is_none() || multiple_of.is_some()) {
         bail!(
             "{}: {place}.digits: expected it beside `count` and without `multiple_of`, found it otherwise",
@@ -357,23 +339,12 @@ fn range(
     }
     let (key, origin) = (key.to_string(), written.origin.clone());
     let range = Distribution { key, scale, low, high, multiple_of, digits, whole, origin };
-    let count = match written.get("count").map(|c| (&c.node, c)) {
-        Some((Node::Int(count), _)) if (2..=MOST_POINTS as i64).contains(count) => {
-            Some(*count as usize)
-        }
-        Some((_, found)) => bail!(
-            "{}: {place}.count: expected a whole number, 2 or more, found {}",
-            found.origin,
-            found.describe()
-        ),
-        None => None,
-    };
-    match count {
+    match whole_number(written, &place, "count", 2..=MOST_POINTS as i64)? {
         Some(_) if scale == Scale::Int => bail!(
             "{}: {place}.count: expected none beside `int`, which is every whole number\n  help: `multiple_of` makes them fewer",
             range.origin
         ),
-        Some(count) => Ok(Values::Listed(range.spaced(count)?)),
+        Some(count) => Ok(Values::Listed(range.spaced(count as usize)?)),
         None if random => {
             range.check()?;
             Ok(Values::Drawn(range))
@@ -383,6 +354,26 @@ fn range(
             "{}: {place}.count: expected a whole number, 2 or more, found none\n  help: without a count it is a distribution, \
              for `random: {{ count: 20 }}` to draw from",
             range.origin
+        ),
+    }
+}
+
+/// The whole number of a key, within `range`; `None` where the key is not there.
+fn whole_number(
+    written: &Written,
+    place: &str,
+    key: &str,
+    range: RangeInclusive<i64>,
+) -> Result<Option<u64>> {
+    let Some(found) = written.get(key) else { return Ok(None) };
+    match found.node {
+        Node::Int(n) if range.contains(&n) => Ok(Some(n as u64)),
+        _ => bail!(
+            "{}: {place}.{key}: expected a whole number from {} to {}, found {}",
+            found.origin,
+            range.start(),
+            range.end(),
+            found.describe()
         ),
     }
 }
