@@ -50,8 +50,8 @@ pub struct Speed {
     pub launch: f64,
 }
 
-/// One H100 with cuDNN attention in bfloat16, fitted to this engine's steps of Llama-2-7B: 0.475 s at 4,096 tokens, 5.60 s at
-/// 32,768, 11.3 s at 53,248. Launches are of a step that takes 0.075 s at 512 tokens as at 4,096: SmolLM2-135M's shape.
+/// One H100 with cuDNN attention in bfloat16, fitted to this engine's steps of Llama-2-7B: 0.376 s at 4,096 tokens, 5.60 s at
+/// 32,768, 11.3 s at 53,248. Launches are of a step that takes 0.032 s at 512 tokens as at 4,096: SmolLM2-135M's shape.
 pub const H100: Speed =
     Speed { dense: 590e12, attention: 510e12, memory: 3.0e12, link: 50e9, launch: 7e-6 };
 /// Two cores of an x86-64 server in float32, measured on a product of 1,024 square. Nothing is launched there.
@@ -63,15 +63,17 @@ const STEP_BYTES: f64 = 120.0;
 /// The same by AdamW's one pass: gradient, weight and two moments read, the last three written; and with a float32 copy of a
 /// half weight and the random bits that round it.
 const ADAMW_STEP_BYTES: [f64; 2] = [28.0, 60.0];
-/// The same by Adafactor's fused kernels, fitted to 0.08 s for 6.7 billion weights.
-const FUSED_STEP_BYTES: f64 = 36.0;
+/// The same by Adafactor's kernels, fitted to 0.051 s for 6.7 billion weights: gradients are read three times.
+const FUSED_STEP_BYTES: f64 = 22.0;
 
 /// Kernels of a layer's forward and backward by the layered engine, of what it recomputes where it keeps nothing, and of both by
 /// autograd, from the seconds that phases of SmolLM2-135M's shape took at 512 and 4,096 tokens: 0.022, 0.004 and 0.052.
 const LAYERED_LAUNCHES: f64 = 105.0;
 const RECOMPUTE_LAUNCHES: f64 = 20.0;
 const PLAIN_LAUNCHES: f64 = 250.0;
-/// Of the step of one weight by Adafactor, and by AdamW of a float32 and a half one: 0.050, 0.015 and 0.027 for 272 weights.
+/// Of the step of one weight by Adafactor's kernels and without them, and by AdamW of a float32 and a half one: 0.010, 0.050,
+/// 0.015 and 0.027 for 272 weights.
+const FUSED_STEP_LAUNCHES: f64 = 6.0;
 const STEP_LAUNCHES: f64 = 26.0;
 const ADAMW_LAUNCHES: [f64; 2] = [8.0, 14.0];
 const WEIGHTS_OF_A_LAYER: f64 = 9.0;
@@ -150,7 +152,9 @@ pub fn work(
         - tokens * (of(keeps.keeps_outputs(), heads) + of(keeps.keeps_heads(), heads) + kept_mlp);
     let attention_flops = attention_flops - of(keeps.keeps_outputs(), 4.0 * square * seen);
     let adafactor = train.optimizer.kind.is_adafactor();
-    let fused = cuda && adafactor && config.model.dtype == Dtype::Bfloat16 && settings.is_some();
+    // The layered engine's gradients are float32, which the kernels take; autograd's are what their weights are.
+    let exact = settings.is_some() || train.weights_dtype == Dtype::Float32;
+    let fused = cuda && adafactor && exact;
     let offloaded = settings.filter(|settings| settings.activation_offloading).map_or(0.0, |s| {
         let inputs = (layers / s.checkpoint_every_layers as f64).ceil() * d;
         let outputs = of(s.recompute.keeps_outputs(), layers * width);
@@ -165,7 +169,7 @@ pub fn work(
         OptimizerType::Adamw if optimizer.state_dtype() == StateDtype::Float32 => {
             (ADAMW_STEP_BYTES[half], ADAMW_LAUNCHES[half])
         }
-        _ if fused => (FUSED_STEP_BYTES, STEP_LAUNCHES),
+        _ if fused => (FUSED_STEP_BYTES, FUSED_STEP_LAUNCHES),
         _ => (STEP_BYTES, STEP_LAUNCHES),
     };
     let of_a_layer = match settings {
