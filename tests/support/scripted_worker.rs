@@ -5,13 +5,15 @@
 //! step have to agree. `train.learning_rate` 13 exits without a word, 14 dies of a signal, 15 diverges, 16 writes what is no
 //! event; a
 //! `train.sequence_length` above `$SCRIPT_EDGE`, for each two layers of the model, runs out of memory; a step takes
-//! `$SCRIPT_STEP_MS` milliseconds. It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`. `$SCRIPT_SHIFT` is added to every
+//! `$SCRIPT_STEP_MS` milliseconds. After the first it waits for the file `$SCRIPT_GATE`, where that is set, and no SIGTERM ends it.
+//! It stops with a checkpoint at `$FATHOM_STOP_AT_TOKENS`. `$SCRIPT_SHIFT` is added to every
 //! loss, and `$SCRIPT_COMMIT` is the commit that `scripted_worker version` says it was built from.
 
 use fathom_spec::config::RunConfig;
 use fathom_spec::record::control::{Command, Inbox};
 use fathom_spec::record::{EvalMethod, EventKind, EventLog, RunPaths, read_events};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 fn main() {
@@ -29,6 +31,11 @@ fn main() {
     let resumed_from_step = paths.latest_checkpoint().map_or(0, |(step, _)| step);
     let earlier = read_events(&paths.events(), 0).map_or(Vec::new(), |(events, _)| events);
     let attempts = earlier.iter().filter(|e| matches!(e.kind, EventKind::Started { .. })).count();
+    let gate = std::env::var_os("SCRIPT_GATE").map(PathBuf::from);
+    if gate.is_some() {
+        // SAFETY: a signal is ignored, and no handler is called.
+        unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    }
     let mut log = EventLog::open(&paths.events()).unwrap();
     let mut write = |kind| drop(log.write(kind).unwrap());
     write(EventKind::Started {
@@ -87,6 +94,11 @@ fn main() {
             peak_allocated: 1 << 20,
             peak_reserved: 1 << 20,
         });
+        // A test that failed leaves no folder.
+        let is_shut = |gate: &PathBuf| !gate.exists() && gate.parent().unwrap().exists();
+        while step == 1 && gate.as_ref().is_some_and(is_shut) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         match train.learning_rate {
             13.0 => {
                 eprintln!("the script says so");

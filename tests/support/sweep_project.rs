@@ -81,6 +81,8 @@ impl Project {
     pub fn fathom(&self, worker: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("fathom"));
         command.current_dir(self.dir.path()).env("FATHOM_ENGINE", worker).args(arguments);
+        // Cards that are made up are this project's alone.
+        command.env("FATHOM_DEVICES", self.path("devices"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

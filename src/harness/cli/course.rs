@@ -7,7 +7,7 @@ use crate::run::read_store;
 use crate::run::slurm::Slurm;
 use crate::store::{Status, Store};
 use crate::sweep::Identities;
-use crate::sweep::drive::{self, Identified, Machine, Pause, Seconds, Slots, identify};
+use crate::sweep::drive::{self, Identified, Machine, Pause, Seconds, Shares, Slots, identify};
 use crate::sweep::plan::Plan;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -22,7 +22,8 @@ pub struct CourseArgs {
     /// Runs at a time, at most [default: 1; with --devices as many as fit, with Slurm all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     jobs: Option<usize>,
-    /// Place runs on these: all, cpu, a GPU's number or UUID; several on one where the predicted memory fits
+    /// Place runs on these: all, cpu, a GPU's number or UUID; several on one where the predicted memory fits, beside what your
+    /// other harnesses with --devices have placed there
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     devices: Vec<String>,
     /// Who starts the runs
@@ -89,23 +90,25 @@ impl CourseArgs {
         }
     }
 
-    /// The devices that runs are placed on, if any were named.
+    /// The devices that runs of the store in `results` are placed on, if any were named.
     ///
     /// # Errors
     ///
-    /// When one is not there.
-    pub fn slots(&self) -> Result<Option<Slots>> {
+    /// When one is not there, or the folder of shares belongs to somebody else.
+    pub fn shares(&self, results: &Path) -> Result<Option<Shares>> {
         if self.devices.is_empty() {
             return Ok(None);
         }
-        let machine = Machine::here(Bytes(super::doctor::memory().1))?;
+        let measure = || Machine::here(Bytes(super::doctor::memory().1));
+        let machine = measure()?;
         let planner = RefCell::new(Planner::default());
         let predict = move |config: &RunConfig, device: Option<Bytes>| {
             let mut planner = planner.borrow_mut();
             planner.plan_for(MachineArgs::with_device(device));
             planner.predict(config).ok().map(|prediction| prediction.memory.device_peak())
         };
-        Ok(Some(Slots::new(machine.choose(&self.devices)?, Box::new(predict))))
+        let slots = Slots::new(machine.choose(&self.devices)?, Box::new(predict));
+        Shares::new(slots, Box::new(measure), results).map(Some)
     }
 }
 

@@ -136,6 +136,14 @@ impl Watcher for Progress {
         self.say(&format!("waiting for {runs} that another process has"));
     }
 
+    fn crowded(&self) {
+        self.say("waiting for room on the devices: another harness has runs at work there");
+    }
+
+    fn warning(&self, what: &str) {
+        self.say(&format!("warning: {what}"));
+    }
+
     fn paused(&self, sweep: &str, running: usize) {
         let rest = match running {
             0 => String::new(),

@@ -70,7 +70,7 @@ pub fn run(args: &ReproduceArgs) -> Result<u8> {
         results: &into,
         worker,
         jobs: 1,
-        slots: None,
+        shares: None,
         seconds: None,
         slurm: None,
         again: Vec::new(),

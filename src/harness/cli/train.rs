@@ -110,7 +110,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<u8> {
         results: &job.results,
         worker,
         jobs: 1,
-        slots: None,
+        shares: None,
         seconds: None,
         slurm: None,
         again: args.again.clone(),

@@ -24,7 +24,7 @@ use fathom_spec::record::control::{self, Command as Order};
 pub use fathom_spec::record::write_whole;
 use fathom_spec::record::{Event, Process, RunPaths, read_events, way_out};
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -251,7 +251,8 @@ impl Running {
     /// Starts a worker on a prepared folder.
     ///
     /// `environment` is laid over this process's own. It gets a process group of its own, so that the terminal's Ctrl-C reaches only the supervisor, and the kernel sends it
-    /// SIGTERM when the supervisor dies: it then writes a checkpoint and stops.
+    /// SIGTERM when the supervisor dies: it then writes a checkpoint and stops. Beside the run's lock it inherits that of its
+    /// `share` of a device.
     ///
     /// # Errors
     ///
@@ -260,6 +261,7 @@ impl Running {
         worker: &Path,
         paths: RunPaths,
         lock: Lock,
+        share: Option<BorrowedFd>,
         environment: &[(&str, String)],
     ) -> Result<Running> {
         forget_commands(&paths);
@@ -278,12 +280,14 @@ impl Running {
             .stderr(append(paths.stderr())?)
             .process_group(0);
         let parent = std::process::id();
-        let lock_descriptor = lock.0.as_raw_fd();
+        let locks = [Some(lock.0.as_raw_fd()), share.map(|share| share.as_raw_fd())];
         // SAFETY: fcntl, prctl, getppid and _exit are async-signal-safe; nothing is allocated between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 // Not closed on exec any more.
-                libc::fcntl(lock_descriptor, libc::F_SETFD, 0);
+                for lock in locks.into_iter().flatten() {
+                    libc::fcntl(lock, libc::F_SETFD, 0);
+                }
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
                 // The supervisor may have died before the line above.
                 if libc::getppid() as u32 != parent {

@@ -381,7 +381,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         results: &args.places.results,
         worker,
         jobs: args.course.jobs(),
-        slots: args.course.slots()?,
+        shares: args.course.shares(&args.places.results)?,
         seconds: Some(course::seconds()),
         slurm: args.course.slurm(&args.places.results)?,
         again: args.again.clone(),

@@ -42,11 +42,7 @@ impl Driver<'_> {
     }
 
     /// Starts the worker of a job, if nobody else has its run.
-    pub(super) fn start(
-        &mut self,
-        job: &Job,
-        mut environment: Vec<(&'static str, String)>,
-    ) -> Result<Start> {
+    pub(super) fn start(&mut self, job: &Job) -> Result<Start> {
         let point = &job.point;
         let paths = RunPaths::in_results(self.results, &point.run_id());
         let Some(lock) = run::lock(&paths)? else { return Ok(Start::Held) };
@@ -67,13 +63,17 @@ impl Driver<'_> {
             );
         }
         run::prepare(&paths, &point.point.config, &point.identity)?;
+        let run_id = point.run_id();
+        let shares = self.shares.as_ref();
+        let mut environment = shares.map_or(Vec::new(), |shares| shares.environment(&run_id));
         environment.extend(job.stop_at.map(|rung| (STOP_AT_TOKENS, rung.to_string())));
         if let Some(slurm) = &self.slurm {
             let queued = Running::queued(&self.worker, paths, lock, &environment, slurm)?;
             return Ok(Start::Started(queued));
         }
-        let last_seq = self.store.known_run(&point.run_id())?.last_seq;
-        let running = Running::start(&self.worker, paths, lock, &environment)?;
+        let last_seq = self.store.known_run(&run_id)?.last_seq;
+        let share = shares.and_then(|shares| shares.lock_of(&run_id));
+        let running = Running::start(&self.worker, paths, lock, share, &environment)?;
         let config = &point.point.config;
         self.store.begin_run(&RunRecord { identity: &point.identity, config }, last_seq)?;
         Ok(Start::Started(running))

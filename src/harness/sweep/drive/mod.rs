@@ -2,8 +2,8 @@
 //!
 //! [`Driver::sweep`] is the way in. What a sweep runs next is decided by its course (`course`): each point once, the probes of a
 //! search one after another, or a ladder of rungs (`halved`, which keeps its `promotions`). Each run on its way somewhere is a
-//! job (`queue`); the turn (`turn`) takes jobs off the queue while there are [`Slots`] for them and the budget (`budget`) allows
-//! it, looks after the workers, obeys Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and
+//! job (`queue`); the turn (`turn`) takes jobs off the queue while there are [`Slots`] for them, beside what other harnesses have
+//! at work (`shares`), and the budget (`budget`) allows it, looks after the workers, obeys Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and
 //! hands it back to the course.
 //!
 //! All that is decided is in the store and the runs' logs: a driver that is killed and started again goes on from there.
@@ -16,6 +16,7 @@ mod halved;
 mod pause;
 mod promotions;
 mod queue;
+mod shares;
 mod slots;
 mod turn;
 mod wait;
@@ -37,6 +38,7 @@ pub use pause::{Pause, asked, go_on, pause};
 pub use promotions::Promotion;
 use queue::Job;
 use serde_json::Value;
+pub use shares::{DEVICES_VARIABLE, Measure, Shares};
 pub use slots::{Device, Gpu, MACHINE_VARIABLE, Machine, Predict, Slots};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -51,7 +53,7 @@ pub struct Driver<'a> {
     /// Runs at a time, at most.
     pub jobs: usize,
     /// What runs are placed on; without it every run finds its device by itself.
-    pub slots: Option<Slots>,
+    pub shares: Option<Shares>,
     /// How long runs will take, for a budget of time; without it they are taken to be as quick as those before.
     pub seconds: Option<Seconds>,
     /// The cluster's queue that runs are submitted to; without it they are processes of this machine.
@@ -81,6 +83,10 @@ pub trait Watcher {
     fn done_elsewhere(&self);
     /// There is nothing to do but wait for `runs` that another process has.
     fn waiting(&self, runs: usize);
+    /// A run waits for room on the devices, which runs of other harnesses take.
+    fn crowded(&self);
+    /// Something is not as it should be, and the sweep goes on.
+    fn warning(&self, what: &str);
     /// The sweep rests; so many runs are at work still.
     fn paused(&self, sweep: &str, running: usize);
     /// It goes on.
@@ -193,13 +199,13 @@ impl Driver<'_> {
     /// When a point can't be identified or placed, or the store or a run's folder can't be written. A run that fails is no error.
     pub fn sweep(&mut self, plan: &Plan) -> Result<Summary> {
         let _driven = driven::drive(self.results, &plan.name);
-        if let Some(slots) = &self.slots {
+        if let Some(shares) = &self.shares {
             let fallbacks = (0..plan.points.len())
                 .flat_map(|at| (0..plan.schedule.fallbacks.len()).map(move |step| (at, step)))
                 .map(|(at, step)| plan.fallback(at, step));
             for point in plan.foreseen()?.into_iter().map(Ok).chain(fallbacks) {
                 let point = point?;
-                slots.check(&point.config).with_context(|| format!("point `{}`", point.label))?;
+                shares.check(&point.config).with_context(|| format!("point `{}`", point.label))?;
             }
         }
         let mut course = Course::new(plan);

@@ -2,7 +2,8 @@
 //!
 //! A run has one device. Several have the same one when the memory that is predicted for them fits side by side; a run of
 //! which nothing can be predicted, or that does not fit as it is predicted, has its device alone. A GPU is given to a run by
-//! `CUDA_VISIBLE_DEVICES`, so that the run's `cuda` is that one. The CPU is taken by the thread.
+//! `CUDA_VISIBLE_DEVICES`, so that the run's `cuda` is that one. The CPU is taken by the thread. What other harnesses have of the
+//! devices is told by [`super::shares`]; here it is only counted.
 
 use anyhow::{Context, Result, bail};
 use fathom_spec::config::{Device as Written, RunConfig};
@@ -51,17 +52,20 @@ pub enum Device {
 pub struct Slots {
     devices: Vec<Device>,
     predict: Box<Predict>,
+    /// By this harness's runs.
     taken: Vec<(RunId, Share)>,
+    /// By those of other harnesses, as they were seen last.
+    others: Vec<Share>,
 }
 
 /// What a run has of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
     /// The device, by its place.
-    device: usize,
-    memory: u64,
-    threads: usize,
-    alone: bool,
+    pub(super) device: usize,
+    pub(super) memory: u64,
+    pub(super) threads: usize,
+    pub(super) alone: bool,
 }
 
 impl Machine {
@@ -157,7 +161,7 @@ impl Gpu {
 
 impl Slots {
     pub fn new(devices: Vec<Device>, predict: Box<Predict>) -> Slots {
-        Slots { devices, predict, taken: Vec::new() }
+        Slots { devices, predict, taken: Vec::new(), others: Vec::new() }
     }
 
     /// # Errors
@@ -183,16 +187,21 @@ impl Slots {
 
     /// Where a run can begin now, beside what is there: the device with the fewest runs, and of these the most memory left.
     pub fn place(&self, config: &RunConfig) -> Option<Share> {
-        let any_gpu = self.devices.iter().any(|device| matches!(device, Device::Gpu(_)));
+        self.place_beside(config, &self.others)
+    }
+
+    /// Whether a run that finds no room would find it if it were not for other harnesses.
+    pub fn is_kept_out(&self, config: &RunConfig) -> bool {
+        !self.others.is_empty() && self.place_beside(config, &[]).is_some()
+    }
+
+    fn place_beside(&self, config: &RunConfig, others: &[Share]) -> Option<Share> {
+        let taken = || self.taken.iter().map(|(_, share)| share).chain(others);
         let share = |(at, device): (usize, &Device)| {
-            if !device.suits(config.run.device)
-                // `auto` is a GPU where there is one.
-                || config.run.device == Written::Auto && any_gpu && !matches!(device, Device::Gpu(_))
-            {
+            if !self.suits(device, config) {
                 return None;
             }
-            let beside: Vec<&Share> =
-                self.taken.iter().map(|(_, share)| share).filter(|s| s.device == at).collect();
+            let beside: Vec<&Share> = taken().filter(|share| share.device == at).collect();
             let share = self.share(at, device, config);
             let memory: u64 = beside.iter().map(|share| share.memory).sum();
             let threads: usize = beside.iter().map(|share| share.threads).sum();
@@ -208,6 +217,13 @@ impl Slots {
         };
         let places = self.devices.iter().enumerate().filter_map(share);
         places.min_by_key(|(runs, left, _)| (*runs, *left)).map(|(.., share)| share)
+    }
+
+    fn suits(&self, device: &Device, config: &RunConfig) -> bool {
+        let is_gpu = |device: &Device| matches!(device, Device::Gpu(_));
+        device.suits(config.run.device)
+            // `auto` is a GPU where there is one.
+            && (config.run.device != Written::Auto || is_gpu(device) || !self.devices.iter().any(is_gpu))
     }
 
     fn share(&self, at: usize, device: &Device, config: &RunConfig) -> Share {
@@ -228,8 +244,61 @@ impl Slots {
         self.taken.retain(|(taken, _)| taken != run);
     }
 
-    /// What a worker with this share is told of where it is.
-    pub fn environment(&self, share: &Share) -> Vec<(&'static str, String)> {
+    /// Takes note of what other harnesses have, each with what was free of the device before anything was placed there.
+    pub fn see(&mut self, others: Vec<(Share, Bytes)>) {
+        for (share, free) in &others {
+            *self.devices[share.device].memory_mut() = *free;
+        }
+        self.others = others.into_iter().map(|(share, _)| share).collect();
+    }
+
+    pub fn has_others(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// Whether nobody has anything of the device at this place.
+    pub fn is_empty(&self, at: usize) -> bool {
+        let mut taken = self.taken.iter().map(|(_, share)| share).chain(&self.others);
+        taken.all(|share| share.device != at)
+    }
+
+    /// The places of the devices that nobody has anything of and that a run can have.
+    pub fn empty_for(&self, config: &RunConfig) -> Vec<usize> {
+        let devices = self.devices.iter().enumerate();
+        let found = devices.filter(|(at, d)| self.is_empty(*at) && self.suits(d, config));
+        found.map(|(at, _)| at).collect()
+    }
+
+    /// Takes over what is free of the devices that nobody has anything of.
+    pub fn measure(&mut self, machine: &Machine) {
+        for at in 0..self.devices.len() {
+            if !self.is_empty(at) {
+                continue;
+            }
+            match &mut self.devices[at] {
+                Device::Cpu { memory, .. } => *memory = machine.memory,
+                Device::Gpu(gpu) => {
+                    let now = machine.gpus.iter().find(|now| now.uuid == gpu.uuid);
+                    gpu.memory = now.map_or(gpu.memory, |now| now.memory);
+                }
+            }
+        }
+    }
+
+    /// The device at a place.
+    pub fn device(&self, at: usize) -> &Device {
+        &self.devices[at]
+    }
+
+    /// The place of the device that has this name.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.devices.iter().position(|device| device.name() == name)
+    }
+
+    /// What a run's worker is told of where it is.
+    pub fn environment(&self, run: &RunId) -> Vec<(&'static str, String)> {
+        let share = self.taken.iter().find(|(taken, _)| taken == run);
+        let Some((_, share)) = share else { return Vec::new() };
         match &self.devices[share.device] {
             Device::Gpu(gpu) => vec![("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())],
             Device::Cpu { .. } => vec![("CUDA_VISIBLE_DEVICES", String::new())],
@@ -246,10 +315,25 @@ impl Device {
         }
     }
 
-    fn memory(&self) -> Bytes {
+    /// What it is called among all devices of the machine.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Device::Cpu { .. } => "cpu",
+            Device::Gpu(gpu) => &gpu.uuid,
+        }
+    }
+
+    pub(super) fn memory(&self) -> Bytes {
         match self {
             Device::Cpu { memory, .. } => *memory,
             Device::Gpu(gpu) => gpu.memory,
+        }
+    }
+
+    fn memory_mut(&mut self) -> &mut Bytes {
+        match self {
+            Device::Cpu { memory, .. } => memory,
+            Device::Gpu(gpu) => &mut gpu.memory,
         }
     }
 
@@ -295,8 +379,9 @@ mod tests {
         let mut devices = Vec::new();
         for run in runs {
             let Some(share) = slots.place(run) else { break };
-            slots.take(RunId(devices.len().to_string()), share);
-            devices.push(slots.environment(&share)[0].1.clone());
+            let id = RunId(devices.len().to_string());
+            slots.take(id.clone(), share);
+            devices.push(slots.environment(&id)[0].1.clone());
         }
         devices
     }
@@ -315,6 +400,41 @@ mod tests {
         assert_eq!(placed(&mut slots(&["all"]), &vec![run(99_000); 9]).len(), 2, "one a card");
         assert_eq!(placed(&mut slots(&["1"]), &[run(99_000), run(1000)]).len(), 1);
         assert_eq!(placed(&mut slots(&["1"]), &[run(1000), run(99_000)]).len(), 1);
+    }
+
+    #[test]
+    fn what_other_harnesses_have_is_counted() {
+        let run = |length| config("cuda", 1, length);
+        let other = |device, gib, alone| {
+            let share = Share { device, memory: Bytes::gib(gib).0, threads: 0, alone };
+            (share, Bytes::gib(30))
+        };
+        let mut one = slots(&["0"]);
+        one.see(vec![other(0, 20, false)]);
+        assert_eq!(one.place(&run(8000)).map(|share| share.memory), Some((8 << 30) + CONTEXT));
+        assert!(one.place(&run(10_000)).is_none());
+        assert!(one.is_kept_out(&run(10_000)));
+        assert!(one.place(&run(99_000)).is_none(), "of which nothing can be said");
+        one.see(vec![other(0, 1, true)]);
+        assert!(one.place(&run(1000)).is_none(), "it has the card alone");
+        one.see(Vec::new());
+        assert!(one.place(&run(10_000)).is_some());
+        one.take(RunId("own".into()), one.place(&run(30_000)).unwrap());
+        one.see(vec![other(0, 1, false)]);
+        assert!(!one.is_kept_out(&run(10_000)), "its own run does so");
+
+        // Of two cards the one that others leave alone.
+        let mut both = slots(&["all"]);
+        both.see(vec![other(1, 1, false)]);
+        assert_eq!(both.empty_for(&run(1000)), [0]);
+        assert_eq!(placed(&mut both, &[run(1000)]), ["GPU-aaaa-1"]);
+        assert!(both.empty_for(&run(1000)).is_empty());
+        // What is free is read of a device that nobody has anything of.
+        both.release(&RunId("0".into()));
+        let mut now = machine();
+        now.gpus.iter_mut().for_each(|gpu| gpu.memory = Bytes::gib(5));
+        both.measure(&now);
+        assert_eq!([0, 1].map(|at| both.device(at).memory()), [Bytes::gib(5), Bytes::gib(30)]);
     }
 
     #[test]

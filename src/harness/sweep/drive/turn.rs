@@ -5,6 +5,7 @@ use super::conclude::Start;
 use super::course::Strategy;
 use super::pause::Pause;
 use super::queue::Queue;
+use super::shares::Placed;
 use super::{Driver, Ended, Job, Summary, pause, wait};
 use crate::run::{self, Running};
 use crate::store::Status;
@@ -24,7 +25,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often the store takes in what running workers have logged, so that it can be looked at meanwhile.
 const INGEST: Duration = Duration::from_secs(1);
 
-/// How often runs that another process holds are tried again.
+/// How often runs that another process holds, or whose room one has, are tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// A worker with what it works on.
@@ -52,6 +53,7 @@ pub(super) struct Turn<'t, 'a> {
     pause: Option<Pause>,
     retry_at: Instant,
     said_that_it_waits: bool,
+    said_that_it_is_crowded: bool,
     ingested: Instant,
     /// Whether the watcher knows of the sweep.
     begun: bool,
@@ -75,6 +77,7 @@ impl<'t, 'a> Turn<'t, 'a> {
             pause: None,
             retry_at: Instant::now(),
             said_that_it_waits: false,
+            said_that_it_is_crowded: false,
             ingested: Instant::now(),
             begun: false,
         }
@@ -180,6 +183,7 @@ impl<'t, 'a> Turn<'t, 'a> {
         // What the budget allows is looked up once for each run that is begun; nobody else begins one in between.
         let turnstile = self.turnstile(tries)?;
         let mut account: Option<Account> = None;
+        let (mut look, mut is_crowded) = (None, false);
         for _ in 0..tries {
             if self.running.len() >= self.driver.jobs {
                 break;
@@ -194,28 +198,35 @@ impl<'t, 'a> Turn<'t, 'a> {
                 index += 1;
                 continue;
             }
-            let config = &job.point.point.config;
-            let share = match &self.driver.slots {
-                Some(slots) => match slots.place(config) {
-                    Some(share) => Some(share),
-                    None => {
+            if let Some(shares) = &mut self.driver.shares {
+                let config = &job.point.point.config;
+                match shares.place(&mut look, &job.run_id(), config, self.driver.watcher) {
+                    Placed::Taken => {}
+                    Placed::NoRoom => {
+                        is_crowded |= shares.has_others();
+                        if !self.said_that_it_is_crowded && shares.is_kept_out(config) {
+                            self.said_that_it_is_crowded = true;
+                            self.driver.watcher.crowded();
+                        }
                         index += 1;
                         continue;
                     }
-                },
-                None => None,
-            };
-            let environment = match (&self.driver.slots, &share) {
-                (Some(slots), Some(share)) => slots.environment(share),
-                _ => Vec::new(),
-            };
+                    Placed::NotNow => {
+                        is_crowded = true;
+                        break;
+                    }
+                }
+            }
             let job = self.queue.take(index);
             account = None;
-            match self.driver.start(&job, environment)? {
+            let start = self.driver.start(&job);
+            if let Some(shares) = &mut self.driver.shares
+                && !matches!(start, Ok(Start::Started(_)))
+            {
+                shares.release(&job.run_id());
+            }
+            match start? {
                 Start::Started(worker) => {
-                    if let (Some(slots), Some(share)) = (&mut self.driver.slots, share) {
-                        slots.take(job.run_id(), share);
-                    }
                     let line = self.driver.watcher.started(&job.point);
                     let exit = worker.id().and_then(wait::exit_of);
                     self.running.push(AtWork {
@@ -245,11 +256,14 @@ impl<'t, 'a> Turn<'t, 'a> {
         if !self.running.is_empty() || self.summary.left < self.queue.len() {
             self.summary.left = 0;
         }
-        if held > 0 {
+        if held > 0 || is_crowded {
             self.retry_at = Instant::now() + RETRY;
-            if self.running.is_empty() && !std::mem::replace(&mut self.said_that_it_waits, true) {
-                self.driver.watcher.waiting(held);
-            }
+        }
+        if held > 0
+            && self.running.is_empty()
+            && !std::mem::replace(&mut self.said_that_it_waits, true)
+        {
+            self.driver.watcher.waiting(held);
         }
         Ok(())
     }
@@ -333,9 +347,11 @@ impl<'t, 'a> Turn<'t, 'a> {
 
     fn end(&mut self, at: AtWork, exit: ExitStatus) -> Result<()> {
         let AtWork { job, worker, last, line, paused, .. } = at;
-        if let Some(slots) = &mut self.driver.slots {
-            slots.release(&job.run_id());
+        if let Some(shares) = &mut self.driver.shares {
+            shares.release(&job.run_id());
         }
+        // There is room now.
+        self.retry_at = Instant::now();
         let logged = last.is_some_and(|event| event.kind.ending().is_some());
         let verdict = (!logged).then(|| worker.verdict(exit));
         let ended = self.driver.conclude(&job, verdict)?;
