@@ -218,7 +218,8 @@ fn adafactors_steps() {
                 let (weight, state) = stepped(cuda());
                 let (expected_weight, expected_state) = stepped(Device::Cpu);
                 check(line, &weight, &expected_weight, bound);
-                assert!(off(&weight, &start) > 0.01, "{line}: the weight moved");
+                // A few numbers' steps may nearly cancel.
+                assert!(off(&weight, &start) > 1e-3, "{line}, {size:?}: the weight moved");
                 for (found, expected) in state.iter().zip(&expected_state) {
                     check(line, found, expected, 1e-5);
                 }
