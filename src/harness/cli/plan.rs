@@ -3,7 +3,7 @@
 use super::exit;
 use super::sweep::{Settings, template_folders};
 use crate::run::find_worker;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use fathom_spec::config::{Device, Engine, ModelConfig, RunConfig, written};
 use fathom_spec::plan::{self, Machine, Place, Prediction, Speed};
@@ -66,6 +66,9 @@ pub fn run(args: &PlanArgs) -> Result<u8> {
     let config = RunConfig::from_written(&tree)?;
     let mut planner = Planner::new(&args.machine);
     let shape = planner.shape(&config)?;
+    config
+        .check_shape(&shape)
+        .map_err(|(key, message)| anyhow!("{}: {key}: {message}", args.file.display()))?;
     let machine = planner.machine(&config)?;
     let prediction = plan::predict(&config, &shape, &machine);
     if args.json {
@@ -226,7 +229,12 @@ fn page(
     let rate = work.tokens as f64 / seconds_per_step;
     line(
         "time",
-        format!("{} a step, {} tokens/s", format_seconds(*seconds_per_step), format_number(rate)),
+        format!(
+            "{} a step, {} tokens/s, at the speed of {}",
+            format_seconds(*seconds_per_step),
+            format_number(rate),
+            if machine.cuda { "an H100" } else { "two cores" }
+        ),
     );
     let place = match wall.place {
         Place::Device if machine.cuda => "device memory",

@@ -104,9 +104,30 @@ impl Engine {
 }
 
 impl TrainSection {
-    /// The engine that is written, else the plain one. A run has it written: `spec::plan` says which.
+    /// The engine that is written, or that a written setting is of; else the plain one. A run has it written: `spec::plan` says
+    /// which.
     pub fn engine(&self) -> Engine {
-        self.engine.unwrap_or_default()
+        self.engine.unwrap_or(match self.of_layered() {
+            Some(_) => Engine::Layered,
+            None => Engine::Plain,
+        })
+    }
+
+    /// A setting that is written and that only the layered engine has.
+    fn of_layered(&self) -> Option<&'static str> {
+        let written = [
+            ("train.attention_head_groups", self.attention_head_groups.is_some()),
+            ("train.mlp_tile_tokens", self.mlp_tile_tokens.is_some()),
+            ("train.checkpoint_every_layers", self.checkpoint_every_layers.is_some()),
+            ("train.recompute_num_layers", self.recompute_num_layers.is_some()),
+            ("train.activation_offloading", self.activation_offloading == Some(true)),
+            ("train.attention_offloading", self.attention_offloading == Some(true)),
+            ("train.optimizer_in_backward", self.optimizer_in_backward == Some(true)),
+            ("train.weight_streaming", self.weight_streaming == Some(true)),
+            ("train.recompute", self.recompute.is_some()),
+            ("train.grad_clipping", self.grad_clipping() != GradClipping::Global),
+        ];
+        written.iter().find(|(_, written)| *written).map(|(key, _)| *key)
     }
 
     /// How gradients are clipped, where `max_grad_norm` bounds them.
@@ -150,27 +171,15 @@ impl RunConfig {
             return Err(("train.stochastic_rounding", message.into()));
         }
         match train.engine() {
-            Engine::Plain => self.check_plain(&sizes),
+            Engine::Plain => self.check_plain(),
             Engine::Layered => self.check_layered(),
         }
     }
 
-    fn check_plain(
-        &self,
-        sizes: &[(&'static str, Option<usize>)],
-    ) -> Result<(), (&'static str, String)> {
-        let train = &self.train;
-        let switches = [
-            ("train.activation_offloading", train.activation_offloading == Some(true)),
-            ("train.attention_offloading", train.attention_offloading == Some(true)),
-            ("train.optimizer_in_backward", train.optimizer_in_backward == Some(true)),
-            ("train.weight_streaming", train.weight_streaming == Some(true)),
-            ("train.recompute", train.recompute.is_some()),
-            ("train.grad_clipping", train.grad_clipping() != GradClipping::Global),
-        ];
-        let sizes = sizes.iter().map(|(key, size)| (*key, size.is_some()));
-        match sizes.chain(switches).find(|(_, given)| *given) {
-            Some((key, _)) => {
+    fn check_plain(&self) -> Result<(), (&'static str, String)> {
+        let probe = self.run.probe_layers.map(|_| "run.probe_layers");
+        match self.train.of_layered().or(probe) {
+            Some(key) => {
                 Err((key, "expected `train.engine: layered` for it, found `plain`".into()))
             }
             None => Ok(()),

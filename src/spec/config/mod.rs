@@ -145,8 +145,8 @@ pub struct TrainSection {
     /// Recompute each layer in the backward instead of keeping its activations.
     #[serde(default)]
     pub activation_checkpointing: bool,
-    /// What drives the forward and backward; `plain` when not given. The keys from here to `stochastic_rounding` are chosen
-    /// for the model and the device when not given, and recorded as facts.
+    /// What drives the forward and backward; when not given, `layered` on CUDA and where a key of it is, else `plain`. The
+    /// keys from here to `stochastic_rounding` are chosen for the model and the device when not given, and recorded as facts.
     #[serde(default)]
     pub engine: Option<Engine>,
     /// `layered`: key-value heads are worked in so many groups, one after another.

@@ -144,10 +144,19 @@ fn settings_of_the_engines_fit_together() {
         assert!(error.contains(&format!("{key}: {message}")), "{error}");
     };
     let layered = "expected `train.engine: layered` for it, found `plain`";
-    refused("  attention_head_groups: 2\n", "train.attention_head_groups", layered);
-    refused("  weight_streaming: true\n", "train.weight_streaming", layered);
-    refused("  grad_clipping: per_sublayer\n", "train.grad_clipping", layered);
+    let on_plain = |key: &str, value: &str| {
+        let line = format!("  engine: plain\n  {key}: {value}\n");
+        refused(&line, &format!("train.{key}"), layered);
+    };
+    on_plain("attention_head_groups", "2");
+    on_plain("weight_streaming", "true");
+    on_plain("grad_clipping", "per_sublayer");
     refused("run: {probe_layers: 2}\n", "run.probe_layers", layered);
+    // Where no engine is written, what only one has says which.
+    let engine = |line: &str| read(&format!("{SMALL}{line}")).unwrap().train.engine();
+    assert_eq!(engine("  attention_head_groups: 2\n"), Engine::Layered);
+    assert_eq!(engine("  recompute: mlp\n  recompute_num_layers: 1\n"), Engine::Layered);
+    assert_eq!(engine("  weight_streaming: false\n"), Engine::Plain);
     refused(
         "  gradient_accumulation_steps: 4611686018427387904\n",
         "train",

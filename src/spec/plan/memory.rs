@@ -1,13 +1,19 @@
 //! Memory by phase of a step, as PyTorch counts it: allocated bytes, without what the allocator keeps in reserve.
 
 use super::{Settings, bytes_of};
-use crate::config::{Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig, StateDtype};
+use crate::config::{
+    Attention, Dtype, GradClipping, ModelConfig, OptimizerType, RunConfig, StateDtype,
+};
 use crate::units::Bytes;
 
 /// float32, which gradients, angles and log-sum-exps are in.
 const FLOAT: u64 = 4;
 /// What cuBLAS and the attention kernels keep for themselves.
 const WORKSPACES: u64 = 96 << 20;
+/// What a process on the CPU has without a model: LibTorch, its threads, the data.
+const PROCESS: u64 = 120 << 20;
+/// Score matrices in float32 that `attention: eager` holds at once in its forward and in its backward.
+const EAGER_SCORES: [u64; 2] = [3, 4];
 /// Positions whose norm is taken back at one time: `norm::POSITIONS` of the engine.
 const NORM_POSITIONS: u64 = 1024;
 
@@ -60,6 +66,8 @@ impl Memory {
 /// Sizes that the arithmetic is made of, in numbers and bytes.
 struct Sizes {
     tokens: u64,
+    /// Keys that are scored for one query, where scores are written out.
+    keys_of_a_query: u64,
     d: u64,
     /// `N H`.
     queries: u64,
@@ -90,6 +98,7 @@ impl Sizes {
         let keys = size(model.num_key_value_heads()) * head_dim;
         Sizes {
             tokens: size(config.train.sequence_length * config.train.micro_batch_size),
+            keys_of_a_query: size(config.train.sequence_length),
             d,
             queries,
             keys,
@@ -126,9 +135,21 @@ pub fn predict(
     cuda: bool,
 ) -> Memory {
     let sizes = Sizes::new(config, model, cuda);
-    match settings {
+    let mut memory = match settings {
         Some(settings) => layered(config, &sizes, settings, cuda),
         None => plain(config, &sizes, cuda),
+    };
+    if !cuda {
+        memory.phases.iter_mut().for_each(|(_, bytes)| bytes.0 += PROCESS);
+    }
+    memory
+}
+
+/// Bytes of a matrix of the scores of so many heads, if they are written out.
+fn scores(config: &RunConfig, s: &Sizes, heads: u64) -> u64 {
+    match config.model.attention {
+        Attention::Eager => heads * s.keys_of_a_query * s.tokens * FLOAT,
+        _ => 0,
     }
 }
 
@@ -171,13 +192,14 @@ fn layered(config: &RunConfig, s: &Sizes, settings: &Settings, cuda: bool) -> Me
         && settings.grad_clipping == GradClipping::GlobalTwoPass;
     let base = base + side_by_side + if twice { s.hidden() } else { 0 };
 
+    let eager = scores(config, s, group(s, settings).0 / s.head_dim);
     // The last layer's projections are there until its MLP's backward is done.
     let last = kept_projections(s, settings, 0) - kept_projections(s, settings, 1);
     let phases = [
-        (Phase::Forward, last + forward(s, settings)),
+        (Phase::Forward, last + forward(s, settings) + EAGER_SCORES[0] * eager),
         (Phase::Loss, last + loss(s, settings)),
         (Phase::MlpBackward, last + mlp_backward(s, settings)),
-        (Phase::AttentionBackward, attention_backward(s, settings)),
+        (Phase::AttentionBackward, attention_backward(s, settings) + EAGER_SCORES[1] * eager),
         (Phase::Optimizer, optimizer_step(config, s, settings)),
     ];
     let inputs = match settings.activation_offloading {
@@ -511,8 +533,9 @@ fn plain(config: &RunConfig, s: &Sizes, cuda: bool) -> Memory {
     let gradients = s.parameters * s.w;
     // Of a position in one layer: input, two normed, queries, keys, values and output of the heads, the residual, and gate,
     // up, activated and their product; the norms' float32 statistics are small beside them.
-    let layer =
-        s.tokens * s.e * (4 * s.d + 2 * (2 * s.queries + 2 * s.keys) + 4 * s.f) + log_sum_exp(s);
+    let layer = s.tokens * s.e * (4 * s.d + 2 * (2 * s.queries + 2 * s.keys) + 4 * s.f)
+        + log_sum_exp(s)
+        + EAGER_SCORES[0] * scores(config, s, s.heads);
     let casts = if s.w == s.e { 0 } else { s.layer_parameters * s.e };
     let (activations, casts) = match config.train.activation_checkpointing {
         true => (s.layers * s.hidden() + layer, casts),

@@ -9,12 +9,15 @@
 
 pub mod memory;
 pub mod time;
+mod wall;
 
 use crate::config::{Dtype, Engine, GradClipping, ModelConfig, Recompute, RunConfig};
 use crate::units::Bytes;
 pub use memory::{Memory, Phase};
 use serde::{Deserialize, Serialize};
 pub use time::{Speed, Work};
+use wall::filled;
+pub use wall::{Place, Wall};
 
 /// Bytes of a tile of hidden states in host memory. LibTorch's allocator of page-locked memory rounds every block up to a
 /// power of two, so a tile is one, or a little less.
@@ -71,23 +74,6 @@ pub struct Machine {
     pub speed: Speed,
 }
 
-/// What limits a run first.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Wall {
-    pub place: Place,
-    pub phase: Phase,
-    pub needed: Bytes,
-    pub available: Bytes,
-    /// The setting that moves it furthest, with what it does.
-    pub moved_by: &'static str,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    Device,
-    Host,
-}
-
 /// A run as predicted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
@@ -124,7 +110,8 @@ impl Prediction {
 /// CPU.
 pub fn predict(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Prediction {
     let on = |engine: Engine| predict_on(&config.on_engine(engine), model, machine);
-    if config.train.engine.is_some() || !machine.cuda || config.train.activation_checkpointing {
+    let asked_for = config.train.engine.is_some() || config.train.engine() == Engine::Layered;
+    if asked_for || !machine.cuda || config.train.activation_checkpointing {
         return on(config.train.engine());
     }
     let layered = on(Engine::Layered);
@@ -141,18 +128,22 @@ fn predict_on(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Pre
     let settings = (engine == Engine::Layered).then(|| settings(config, model, machine));
     let memory = memory::predict(config, model, settings.as_ref(), machine.cuda);
     let work = time::work(config, model, settings.as_ref(), machine.cuda);
-    let seconds_per_step = machine.speed.seconds(&work);
-    let wall = wall(config, model, settings.as_ref(), &memory, machine);
+    let speed = machine.speed.in_dtype(config.model.dtype, machine.cuda);
+    let beside = settings.as_ref().map_or(0.0, |settings| overhead(settings, &work, &speed));
+    let seconds_per_step = speed.seconds(&work) + beside;
+    let wall = wall::wall(config, model, settings.as_ref(), &memory, machine);
     Prediction { engine, settings, memory, work, seconds_per_step, wall }
 }
 
 /// The settings of the layered engine: what is written, and for the rest the fastest that fits; of those that are within half a
-/// percent of it, what takes least of the device. Where nothing fits what takes least is chosen, and [`Prediction::fits`] says so.
+/// percent of it, what takes least of the device. Where nothing fits with room to spare, what comes nearest to it is chosen, and
+/// [`Prediction::fits`] says whether it does.
 pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Settings {
     let memory = |settings: &Settings| memory::predict(config, model, Some(settings), machine.cuda);
+    let speed = machine.speed.in_dtype(config.model.dtype, machine.cuda);
     let seconds = |settings: &Settings| {
         let work = time::work(config, model, Some(settings), machine.cuda);
-        machine.speed.seconds(&work) + overhead(settings, &work, &machine.speed)
+        speed.seconds(&work) + overhead(settings, &work, &speed)
     };
     let mut candidates: Vec<(f64, Settings)> = candidates(config, model, machine)
         .into_iter()
@@ -175,14 +166,21 @@ pub fn settings(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> S
             let as_fast = |(seconds, _): &&(f64, Settings)| *seconds <= AS_FAST * fastest;
             candidates.iter().filter(as_fast).filter(fits).min_by_key(peak)
         }
-        None => candidates.iter().min_by_key(peak),
+        None => {
+            let fullest = |(_, settings): &(f64, Settings)| {
+                let memory = memory(settings);
+                let places = [Place::Device, Place::Host];
+                places.map(|place| filled(place, &memory, machine)).into_iter().fold(0.0, f64::max)
+            };
+            candidates.iter().min_by(|a, b| fullest(a).total_cmp(&fullest(b)))
+        }
     };
     let (_, settings) = chosen.expect("there is always a candidate");
     *settings
 }
 
 /// Seconds that settings cost beside what [`Speed::seconds`] counts: narrower products, sums that are read and written more
-/// often, copies that are not quite hidden. To rank by. Measured with Llama-2-7B on an H100: four groups and tiles of 2,048
+/// often, copies that are not quite hidden. Measured with Llama-2-7B on an H100: four groups and tiles of 2,048
 /// together cost a tenth of the dense products at 4,096 tokens; streamed weights 0.12 s a step at 32,768; tiles of 4,096 for
 /// 8,192 0.11 s at 53,248, for 16,384 no more; inputs in host memory nothing.
 fn overhead(settings: &Settings, work: &Work, speed: &Speed) -> f64 {
@@ -227,7 +225,8 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
     };
     let groups = match train.attention_head_groups {
         Some(groups) => vec![groups],
-        None => (0..).map(|power| 1 << power).take_while(|g| *g <= key_value_heads).collect(),
+        // As many heads in each.
+        None => (1..=key_value_heads).filter(|groups| key_value_heads % groups == 0).collect(),
     };
     let tiles = match train.mlp_tile_tokens {
         Some(tile) => vec![tile],
@@ -289,90 +288,6 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
         }
     }
     all
-}
-
-/// The tighter of device and host memory, and the setting that moves it.
-fn wall(
-    config: &RunConfig,
-    model: &ModelConfig,
-    settings: Option<&Settings>,
-    memory: &Memory,
-    machine: &Machine,
-) -> Wall {
-    let (phase, needed) = memory.device_peak_phase();
-    let device = (needed, machine.device_memory);
-    let host = (memory.host, available_host(machine));
-    let filled = |(needed, available): (Bytes, Bytes)| needed.0 as f64 / available.0.max(1) as f64;
-    if machine.cuda && filled(host) > filled(device) {
-        let every = settings.map_or(1, |settings| settings.checkpoint_every_layers);
-        let moved_by = match every < model.num_hidden_layers {
-            true => {
-                "train.checkpoint_every_layers: keep fewer inputs, for up to half a forward more"
-            }
-            false => "train.sequence_length: nothing but a shorter one is left",
-        };
-        let (needed, available) = host;
-        return Wall { place: Place::Host, phase: Phase::Forward, needed, available, moved_by };
-    }
-    let moved_by = moves(config, model, settings, machine);
-    Wall { place: Place::Device, phase, needed, available: machine.device_memory, moved_by }
-}
-
-/// The setting that lowers the device's peak most.
-fn moves(
-    config: &RunConfig,
-    model: &ModelConfig,
-    settings: Option<&Settings>,
-    machine: &Machine,
-) -> &'static str {
-    let Some(settings) = settings else {
-        return "train.engine: layered";
-    };
-    let peak = |settings: &Settings| {
-        memory::predict(config, model, Some(settings), machine.cuda).device_peak().0
-    };
-    let now = peak(settings);
-    let mut best = ("train.sequence_length: nothing but a shorter one is left", now);
-    let mut consider = |setting: &'static str, changed: Settings| {
-        let then = peak(&changed);
-        // A percent is not worth a setting.
-        if (then as f64) < 0.99 * best.1 as f64 {
-            best = (setting, then);
-        }
-    };
-    let mut changed = *settings;
-    changed.attention_head_groups = model.num_key_value_heads();
-    consider("train.attention_head_groups: more of them, up to the key-value heads", changed);
-    changed = *settings;
-    changed.mlp_tile_tokens = (settings.mlp_tile_tokens / 4).max(256);
-    consider("train.mlp_tile_tokens: fewer", changed);
-    changed = *settings;
-    changed.loss_tile_tokens = (settings.loss_tile_tokens / 4).max(64);
-    consider("train.loss_tile_tokens: fewer", changed);
-    if machine.cuda {
-        changed = *settings;
-        changed.activation_offloading = true;
-        consider("train.activation_offloading: true", changed);
-        changed = *settings;
-        changed.attention_offloading = true;
-        consider("train.attention_offloading: true", changed);
-        changed = *settings;
-        changed.weight_streaming = true;
-        changed.step_elements = STEP_ELEMENTS[1];
-        changed.optimizer_in_backward = true;
-        consider("train.weight_streaming: true", changed);
-    } else {
-        changed = *settings;
-        changed.checkpoint_every_layers *= 2;
-        consider("train.checkpoint_every_layers: more of them", changed);
-    }
-    changed = *settings;
-    changed.optimizer_in_backward = true;
-    consider(
-        "train.optimizer_in_backward: true (with train.grad_clipping: per_sublayer or global_two_pass)",
-        changed,
-    );
-    best.0
 }
 
 /// Bytes of one number.

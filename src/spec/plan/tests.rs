@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::written::Written;
-use crate::config::{OptimizerType, StateDtype};
+use crate::config::{Attention, OptimizerType, StateDtype};
 
 const LLAMA: &str = r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "max_position_embeddings": 4096}"#;
@@ -16,10 +16,11 @@ fn shape(json: &str) -> ModelConfig {
 
 /// A full-parameter step in bfloat16 with Adafactor, one block a step.
 fn config(sequence_length: usize, train: &str) -> RunConfig {
+    let clips = if train.contains("max_grad_norm") { "" } else { "  max_grad_norm: null\n" };
     let text = format!(
         "model: {{path: m, dtype: bfloat16}}\ndata: {{corpus: random}}\ntrain:\n  sequence_length: {sequence_length}\n  \
-         total_tokens: 1M\n  learning_rate: 1e-5\n  max_grad_norm: null\n  optimizer: {{type: adafactor}}\n  \
-         weights_dtype: bfloat16\n  engine: layered\n{train}"
+         total_tokens: 1M\n  learning_rate: 1e-5\n  optimizer: {{type: adafactor}}\n  weights_dtype: bfloat16\n  \
+         engine: layered\n{clips}{train}"
     );
     RunConfig::from_written(&Written::parse("run.yaml", &text).unwrap()).unwrap()
 }
@@ -341,6 +342,95 @@ fn the_wall_that_is_hit_is_named_with_what_moves_it() {
 
     // With nothing written the host's wall is moved by itself.
     assert!(predict(&config(600_000, ""), &llama, &h100(Bytes::gib(80), Bytes::gib(128))).fits());
+}
+
+/// What a wall is said to be moved by can be written beside what is, and moves it.
+#[test]
+fn advice_can_be_followed() {
+    let llama = shape(LLAMA);
+    let written = [
+        "",
+        "  recompute: norms\n",
+        "  recompute: mlp\n  recompute_num_layers: 8\n",
+        "  activation_offloading: true\n",
+        "  max_grad_norm: 1\n",
+        "  max_grad_norm: 1\n  grad_clipping: global_two_pass\n  optimizer_in_backward: true\n",
+        "  gradient_accumulation_steps: 2\n",
+        "  weight_streaming: true\n",
+    ];
+    let mut followed = 0;
+    for (tokens, card, host) in
+        [(4096, 12, 16), (16_384, 20, 64), (65_536, 24, 32), (262_144, 12, 64), (524_288, 80, 48)]
+    {
+        let machine = h100(Bytes::gib(card), Bytes::gib(host));
+        for train in written {
+            let prediction = predict(&config(tokens, train), &llama, &machine);
+            let advice = prediction.wall.moved_by;
+            let (key, value) = advice.split_once(": ").unwrap();
+            let value = value.split([' ', ',']).next().unwrap();
+            if prediction.wall.needed <= prediction.wall.available
+                || ["nothing", "more", "fewer", "all"].contains(&value)
+            {
+                continue;
+            }
+            // With what is said to go with it.
+            let beside = match advice.contains("grad_clipping: per_sublayer") {
+                true => "  grad_clipping: per_sublayer\n",
+                false if advice.contains("(with train.optimizer_in_backward") => {
+                    "  optimizer_in_backward: true\n"
+                }
+                false => "",
+            };
+            let key = key.strip_prefix("train.").unwrap();
+            let others: String = train
+                .lines()
+                .filter(|line| {
+                    let of = |key: &str| line.trim_start().starts_with(&format!("{key}:"));
+                    let replaced = of(key) || (key == "recompute" && of("recompute_num_layers"));
+                    !replaced && !(beside.contains("grad_clipping") && of("grad_clipping"))
+                })
+                .map(|line| format!("{line}\n"))
+                .collect();
+            let changed = format!("{others}  {key}: {value}\n{beside}");
+            let then = predict(&config(tokens, &changed), &llama, &machine);
+            assert!(
+                then.fits()
+                    || then.wall.place != prediction.wall.place
+                    || then.wall.needed < prediction.wall.needed,
+                "{tokens} tokens, {card} and {host} GiB, `{train}`: {advice}"
+            );
+            followed += 1;
+        }
+    }
+    assert!(followed > 10, "{followed}");
+    // What keeps too much is told to keep less.
+    let card = h100(Bytes::gib(24), Bytes::gib(128));
+    let kept = predict(&config(65_536, written[2]), &llama, &card);
+    assert!(!kept.fits() && kept.wall.moved_by.starts_with("train.recompute"), "{:?}", kept.wall);
+}
+
+/// Where nothing fits with room to spare, what fits without is found, and what overfills least.
+#[test]
+fn the_last_resort_is_what_fills_both_memories_least() {
+    let tight = predict(&config(262_144, ""), &shape(LLAMA), &h100(Bytes::gib(8), Bytes::gib(64)));
+    assert!(tight.fits(), "{:?}", tight.wall);
+    // As many groups as there are key-value heads, whatever their number.
+    let wide = LLAMA.replace("\"num_attention_heads\": 32", "\"num_attention_heads\": 40");
+    let wide = shape(&wide.replace("\"hidden_size\": 4096", "\"hidden_size\": 5120"));
+    let prediction = predict(&config(131_072, ""), &wide, &h100(Bytes::gib(5), Bytes::gib(512)));
+    assert_eq!(prediction.settings.unwrap().attention_head_groups, 40);
+}
+
+/// Scores that are written out grow with the square of a document.
+#[test]
+fn eager_attention_holds_its_scores() {
+    let machine = h100(Bytes::gib(80), Bytes::gib(128));
+    let of = |attention: Attention| {
+        let mut config = config(32_768, "  attention_head_groups: 32\n");
+        config.model.attention = attention;
+        predict(&config, &shape(LLAMA), &machine).memory.device_peak().0
+    };
+    assert!(of(Attention::Eager) - of(Attention::Sdpa) > 3 * 4 * (32_768 * 32_768));
 }
 
 /// Steps measured on one H100 with 24 GiB: seconds, and GiB at the peak, with these settings.

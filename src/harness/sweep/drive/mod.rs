@@ -3,8 +3,8 @@
 //! [`Driver::sweep`] is the way in. What a sweep runs next is decided by its course (`course`): each point once, the probes of a
 //! search one after another, or a ladder of rungs (`halved`, which keeps its `promotions`). Each run on its way somewhere is a
 //! job (`queue`); the turn (`turn`) takes jobs off the queue while there are [`Slots`] for them, beside what other harnesses have
-//! at work (`shares`), and the budget (`budget`) allows it, looks after the workers, obeys Ctrl-C and a [`Pause`], finds out how what has come to its end stands (`conclude`), and
-//! hands it back to the course.
+//! at work (`shares`), and the budget (`budget`) allows it, looks after the workers, obeys Ctrl-C and a [`Pause`], finds out how
+//! what has come to its end stands (`conclude`), and hands it back to the course.
 //!
 //! All that is decided is in the store and the runs' logs: a driver that is killed and started again goes on from there.
 

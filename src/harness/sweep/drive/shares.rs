@@ -165,11 +165,11 @@ impl Shares {
     /// A run that has ended, or did not begin, leaves its place.
     pub(super) fn release(&mut self, run: &RunId) {
         self.slots.release(run);
-        if let Some(at) = self.held.iter().position(|held| held.record.run_id == *run) {
-            if let Some((path, _file)) = self.held.remove(at).file {
-                // Without its lock it is as good as gone.
-                let _ = fs::remove_file(path);
-            }
+        if let Some(at) = self.held.iter().position(|held| held.record.run_id == *run)
+            && let Some((path, _file)) = self.held.remove(at).file
+        {
+            // Without its lock it is as good as gone.
+            let _ = fs::remove_file(path);
         }
     }
 
