@@ -842,7 +842,7 @@ fn sweep_plan_says_what_is_done() {
 fn sweep_plan_shows_what_each_case_will_search() {
     let project = Project::new();
     project.sweep(SEARCHES);
-    let arguments = ["sweep", "plan", "s.yaml", "--host-memory", "64MiB"];
+    let arguments = ["sweep", "plan", "s.yaml", "--host-memory", "184MiB"];
     let output = project.fathom(&scripted(), &arguments).output().unwrap();
     exits(&output, 0);
     let said = text(&output.stdout);

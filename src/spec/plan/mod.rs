@@ -226,7 +226,9 @@ fn candidates(config: &RunConfig, model: &ModelConfig, machine: &Machine) -> Vec
     let groups = match train.attention_head_groups {
         Some(groups) => vec![groups],
         // As many heads in each.
-        None => (1..=key_value_heads).filter(|groups| key_value_heads % groups == 0).collect(),
+        None => {
+            (1..=key_value_heads).filter(|groups| key_value_heads.is_multiple_of(*groups)).collect()
+        }
     };
     let tiles = match train.mlp_tile_tokens {
         Some(tile) => vec![tile],
