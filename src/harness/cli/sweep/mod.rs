@@ -390,7 +390,7 @@ fn run_sweep(args: &RunArgs) -> Result<u8> {
         interrupts: watch_interrupts()?,
     };
     warn_of_another_file(driver.store, &plan)?;
-    let summary = driver.sweep(&plan)?;
+    let summary = driver.sweep(&plan, identities)?;
     print_summary(&summary);
     let points = store.points(&plan.name)?;
     let points: Vec<_> =

@@ -30,8 +30,8 @@ pub(super) struct Course<'p> {
 }
 
 impl<'p> Course<'p> {
-    pub fn new(plan: &'p Plan) -> Course<'p> {
-        Course { plan, identities: Identities::default(), jobs: Vec::new(), recorded: None }
+    pub fn new(plan: &'p Plan, identities: Identities) -> Course<'p> {
+        Course { plan, identities, jobs: Vec::new(), recorded: None }
     }
 
     /// All points of the plan, each to be run to its end; they are recorded as the sweep's.

@@ -192,12 +192,12 @@ pub fn identify(points: &[Point], identities: &mut Identities) -> Result<Vec<Ide
 }
 
 impl Driver<'_> {
-    /// Runs what is missing of a sweep.
+    /// Runs what is missing of a sweep. `identities` knows what was already read of the files that its points name.
     ///
     /// # Errors
     ///
     /// When a point can't be identified or placed, or the store or a run's folder can't be written. A run that fails is no error.
-    pub fn sweep(&mut self, plan: &Plan) -> Result<Summary> {
+    pub fn sweep(&mut self, plan: &Plan, identities: Identities) -> Result<Summary> {
         let _driven = driven::drive(self.results, &plan.name);
         if let Some(shares) = &self.shares {
             let fallbacks = (0..plan.points.len())
@@ -208,7 +208,7 @@ impl Driver<'_> {
                 shares.check(&point.config).with_context(|| format!("point `{}`", point.label))?;
             }
         }
-        let mut course = Course::new(plan);
+        let mut course = Course::new(plan, identities);
         match (&plan.search, &plan.halving) {
             (Some(bisect), _) => {
                 let (mut bisection, jobs) = Bisection::begin(self, course, bisect)?;
