@@ -106,7 +106,8 @@ fn wait_at_the_gate(project: &Project, runs: usize) {
 fn hears_that_it_waits(harness: &mut Child) -> BufReader<ChildStderr> {
     let mut said = BufReader::new(harness.stderr.take().unwrap());
     let mut all = String::new();
-    while !all.contains("waiting for room on the devices: another harness has runs at work there\n")
+    while !all
+        .contains("waiting for room on the devices: other harnesses have runs at work there: ")
     {
         assert!(said.read_line(&mut all).unwrap() > 0, "it did not wait: {all}");
     }

@@ -3,16 +3,18 @@
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 /// What tells without reading that a file is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {
     pub name: String,
     pub bytes: u64,
-    /// Nanoseconds since 1970-01-01 UTC.
-    pub modified: u64,
+    pub inode: u64,
+    /// When its contents and when anything of it changed last, in nanoseconds since 1970-01-01 UTC.
+    pub modified: i64,
+    pub changed: i64,
 }
 
 /// blake3 over the names and contents of a model's weights and configuration, or of its one file.
@@ -44,12 +46,14 @@ pub fn digest(path: &Path) -> Result<String> {
 pub fn stamps(path: &Path) -> Result<Vec<FileStamp>> {
     let stamp = |file: PathBuf| {
         let metadata = file.metadata().with_context(|| file.display().to_string())?;
-        let modified = metadata.modified().with_context(|| file.display().to_string())?;
-        let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at =
+            |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         Ok(FileStamp {
             name: name_of(&file),
             bytes: metadata.len(),
-            modified: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+            inode: metadata.ino(),
+            modified: at(metadata.mtime(), metadata.mtime_nsec()),
+            changed: at(metadata.ctime(), metadata.ctime_nsec()),
         })
     };
     files(path)?.into_iter().map(stamp).collect()
@@ -116,5 +120,17 @@ mod tests {
         let (before, stamped) = (digest(dir.path()).unwrap(), stamps(dir.path()).unwrap());
         write("model.safetensors", "heavier weights");
         assert!(digest(dir.path()).unwrap() != before && stamps(dir.path()).unwrap() != stamped);
+
+        // As large and as old as it was.
+        let stamped = stamps(dir.path()).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let modified = path.metadata().unwrap().modified().unwrap();
+        write("other", "lighter weights");
+        let other = File::options().write(true).open(dir.path().join("other")).unwrap();
+        other.set_modified(modified).unwrap();
+        fs::rename(dir.path().join("other"), &path).unwrap();
+        let found = stamps(dir.path()).unwrap();
+        let of = |stamps: &[FileStamp]| (stamps[1].bytes, stamps[1].modified);
+        assert!(of(&found) == of(&stamped) && found != stamped);
     }
 }

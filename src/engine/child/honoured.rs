@@ -12,7 +12,7 @@ use std::path::Path;
 /// Compares what the run has read with what it is known by: a corpus, a tokenizer or a model that was changed since the run was
 /// planned makes another run, and this one is not to have its results.
 ///
-/// A model is read again for that only where its files are not those that were read then, by size and time.
+/// A model is read again for that only where its files are not those that were read then, by size, place and times.
 ///
 /// # Errors
 ///

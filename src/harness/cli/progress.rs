@@ -136,8 +136,10 @@ impl Watcher for Progress {
         self.say(&format!("waiting for {runs} that another process has"));
     }
 
-    fn crowded(&self) {
-        self.say("waiting for room on the devices: another harness has runs at work there");
+    fn crowded(&self, others: &str) {
+        self.say(&format!(
+            "waiting for room on the devices: other harnesses have runs at work there: {others}"
+        ));
     }
 
     fn warning(&self, what: &str) {

@@ -64,9 +64,15 @@ pub fn find_worker() -> Result<PathBuf> {
 /// When a file can't be written.
 pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -> Result<()> {
     make(&paths.control(), paths)?;
-    // When the run was first planned stays what it was.
-    if !paths.identity().exists() {
-        identity.write(paths)?;
+    // When the run was first planned stays what it was; the model's files are those of which the digest was just made.
+    match SavedIdentity::read(paths) {
+        Ok(saved) if saved.model_files == identity.model_files => {}
+        Ok(saved) if saved.identity == identity.identity => {
+            SavedIdentity { created_at: saved.created_at, ..identity.clone() }.write(paths)?;
+        }
+        Ok(_) => {}
+        Err(_) if paths.identity().exists() => {}
+        Err(_) => identity.write(paths)?,
     }
     forget_verdicts(paths)?;
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.

@@ -189,8 +189,14 @@ impl RunConfig {
     fn check_layered(&self) -> Result<(), (&'static str, String)> {
         let train = &self.train;
         if train.activation_checkpointing {
-            let message = "expected `train.engine: plain` for it, found `layered`, which recomputes every layer anyway";
-            return Err(("train.activation_checkpointing", message.into()));
+            let chosen = match (train.engine, train.of_layered()) {
+                (None, Some(key)) => format!("`{key}`, which chooses `layered`"),
+                _ => "`layered`".into(),
+            };
+            let message = format!(
+                "expected `train.engine: plain` for it, found {chosen}, which recomputes every layer anyway"
+            );
+            return Err(("train.activation_checkpointing", message));
         }
         if train.recompute_num_layers.is_some() && train.recompute != Some(Recompute::Mlp) {
             let found = train.recompute.map_or("none", Recompute::name);

@@ -1,8 +1,10 @@
 //! What limits a run first, and which setting moves that.
 
-use super::{Machine, STEP_ELEMENTS, Settings, available_host, memory};
+use super::{Machine, STEP_ELEMENTS, Settings, available_host, memory, settings};
 use super::{Memory, Phase};
-use crate::config::{GradClipping, ModelConfig, OptimizerType, Recompute, RunConfig, StateDtype};
+use crate::config::{
+    Engine, GradClipping, ModelConfig, OptimizerType, Recompute, RunConfig, StateDtype,
+};
 use crate::units::Bytes;
 
 /// What limits a run first.
@@ -38,7 +40,7 @@ pub(super) fn wall(
     }
     let moved_by = match settings {
         Some(settings) => moves(config, model, settings, machine, place),
-        None => "train.engine: layered".into(),
+        None => moves_plain(config, model, memory, machine),
     };
     Wall { place, phase, needed, available, moved_by }
 }
@@ -89,6 +91,43 @@ fn moves(
     match best.1.is_empty() {
         true => "train.sequence_length: nothing but a shorter one is left".into(),
         false => best.1,
+    }
+}
+
+/// What takes most off the plain engine's peak, which is the device's.
+fn moves_plain(config: &RunConfig, model: &ModelConfig, now: &Memory, machine: &Machine) -> String {
+    let changed = |change: &dyn Fn(&mut RunConfig)| {
+        let mut changed = config.clone();
+        change(&mut changed);
+        changed
+    };
+    let checkpoints = config.train.activation_checkpointing;
+    let layered = changed(&|config| {
+        config.train.engine = Some(Engine::Layered);
+        config.train.activation_checkpointing = false;
+    });
+    let settings = settings(&layered, model, machine);
+    let layer_by_layer = match checkpoints {
+        true => "train.engine: layered (in place of train.activation_checkpointing)",
+        false => "train.engine: layered",
+    };
+    let again = changed(&|config| config.train.activation_checkpointing = true);
+    let fewer = changed(&|config| {
+        config.train.loss_tile_tokens = (config.train.loss_tile_tokens / 4).max(64);
+    });
+    let of = |config: &RunConfig, settings: Option<&Settings>| {
+        memory::predict(config, model, settings, machine.cuda).device_peak()
+    };
+    let ways = [
+        (layer_by_layer, of(&layered, Some(&settings))),
+        ("train.activation_checkpointing: true", of(&again, None)),
+        ("train.loss_tile_tokens: fewer", of(&fewer, None)),
+    ];
+    let best = ways.into_iter().min_by_key(|(_, peak)| *peak);
+    // A percent is not worth a setting.
+    match best.filter(|(_, peak)| (peak.0 as f64) < 0.99 * now.device_peak().0 as f64) {
+        Some((way, _)) => way.into(),
+        None => "train.sequence_length: nothing but a shorter one is left".into(),
     }
 }
 

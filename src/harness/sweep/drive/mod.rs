@@ -83,8 +83,8 @@ pub trait Watcher {
     fn done_elsewhere(&self);
     /// There is nothing to do but wait for `runs` that another process has.
     fn waiting(&self, runs: usize);
-    /// A run waits for room on the devices, which runs of other harnesses take.
-    fn crowded(&self);
+    /// A run waits for room on the devices, which `others` of other harnesses take.
+    fn crowded(&self, others: &str);
     /// Something is not as it should be, and the sweep goes on.
     fn warning(&self, what: &str);
     /// The sweep rests; so many runs are at work still.

@@ -24,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Names another folder for the shares than `$XDG_RUNTIME_DIR/fathom/devices`, or `fathom-devices-UID` among the temporary files.
+/// Names another folder for the shares than `/tmp/fathom-devices-UID`, which does not depend on how a user came to the machine.
 pub const DEVICES_VARIABLE: &str = "FATHOM_DEVICES";
 
 /// How long what was read of a device that nobody has is good for: `nvidia-smi` takes a moment to answer.
@@ -41,6 +41,8 @@ pub struct Shares {
     /// The results folder, for people who look into a share.
     store: PathBuf,
     held: Vec<Held>,
+    /// What others have, as people are told of it.
+    others: Vec<String>,
     /// When devices that nobody has were read last.
     read_at: HashMap<usize, Instant>,
     said_that_it_is_alone: bool,
@@ -91,8 +93,7 @@ impl Shares {
     ///
     /// When the folder of shares belongs to somebody else. One that can't be used is told of when it is to be.
     pub fn new(slots: Slots, measure: Box<Measure>, results: &Path) -> Result<Shares> {
-        let folder =
-            folder(std::env::var_os(DEVICES_VARIABLE), std::env::var_os("XDG_RUNTIME_DIR"));
+        let folder = folder(std::env::var_os(DEVICES_VARIABLE));
         refuse_another_users(&folder, user())?;
         let store = std::path::absolute(results)?;
         Ok(Shares::within(folder, slots, measure, store))
@@ -105,6 +106,7 @@ impl Shares {
             folder,
             store,
             held: Vec::new(),
+            others: Vec::new(),
             read_at: HashMap::new(),
             said_that_it_is_alone: false,
         }
@@ -119,6 +121,16 @@ impl Shares {
 
     pub(super) fn has_others(&self) -> bool {
         self.slots.has_others()
+    }
+
+    /// What others have at work on these devices.
+    pub(super) fn others(&self) -> String {
+        self.others.join(", ")
+    }
+
+    /// The file that is locked while somebody looks for room.
+    pub(super) fn lock_path(&self) -> PathBuf {
+        self.folder.join("lock")
     }
 
     pub(super) fn is_kept_out(&self, config: &RunConfig) -> bool {
@@ -200,7 +212,7 @@ impl Shares {
 
     fn see(&mut self) -> Result<Option<File>> {
         make_private(&self.folder)?;
-        let path = self.folder.join("lock");
+        let path = self.lock_path();
         let context = || format!("{}: the lock of the devices can't be taken", path.display());
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.with_context(context)?;
@@ -209,15 +221,19 @@ impl Shares {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error).with_context(context),
         }
-        // A folder of the session goes when the user leaves, and what is at work stays.
+        // The folder may have been cleared, and what is at work stays. Who can't write can read all the same.
         for held in &mut self.held {
-            if held.file.as_ref().is_none_or(|(path, _)| !path.exists()) {
-                held.file = Some(held.record.publish(&self.folder)?);
+            if held.file.as_ref().is_none_or(|(path, _)| !path.exists())
+                && let Ok(file) = held.record.publish(&self.folder)
+            {
+                held.file = Some(file);
             }
         }
         let own: Vec<&Path> =
             self.held.iter().flat_map(|held| &held.file).map(|(path, _)| path.as_path()).collect();
-        let others = scan(&self.folder, &own)?;
+        let mut others = scan(&self.folder, &own)?;
+        others.retain(|record| self.slots.position(&record.device).is_some());
+        self.others = others.iter().map(Record::describe).collect();
         let on_ours = others.into_iter().filter_map(|record| {
             let device = self.slots.position(&record.device)?;
             let Record { memory, free, threads, alone, .. } = record;
@@ -260,11 +276,23 @@ impl Record {
         let path = names.find(|path| !path.exists()).expect("one of all numbers");
         let part = path.with_extension("part");
         let context = || format!("{}: the share can't be written", path.display());
-        let file = File::create(&part).with_context(context)?;
-        file.try_lock().with_context(context)?;
-        serde_json::to_writer(&file, self).with_context(context)?;
-        fs::rename(&part, &path).with_context(context)?;
+        let written = self.write(&part).and_then(|file| {
+            fs::rename(&part, &path)?;
+            Ok(file)
+        });
+        let file = written.inspect_err(|_| drop(fs::remove_file(&part))).with_context(context)?;
         Ok((path, file))
+    }
+
+    fn write(&self, part: &Path) -> Result<File> {
+        let file = File::create(part)?;
+        file.try_lock()?;
+        serde_json::to_writer(&file, self)?;
+        Ok(file)
+    }
+
+    fn describe(&self) -> String {
+        format!("{} of {} (process {})", self.run_id, self.store.display(), self.pid)
     }
 }
 
@@ -273,8 +301,10 @@ fn scan(folder: &Path, own: &[&Path]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let context = || format!("{}: the shares of devices can't be read", folder.display());
     for entry in fs::read_dir(folder).with_context(context)? {
-        let path = entry.with_context(context)?.path();
-        let is_ours = path.extension().is_some_and(|kind| kind == "share" || kind == "part");
+        let entry = entry.with_context(context)?;
+        let path = entry.path();
+        let is_ours = path.extension().is_some_and(|kind| kind == "share" || kind == "part")
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
         if !is_ours || own.contains(&path.as_path()) {
             continue;
         }
@@ -303,17 +333,11 @@ fn scan(folder: &Path, own: &[&Path]) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Where shares are: `named`, or in the `runtime` folder of the user's session, or among the temporary files.
-fn folder(named: Option<OsString>, runtime: Option<OsString>) -> PathBuf {
-    if let Some(named) = named.filter(|named| !named.is_empty()) {
-        return named.into();
-    }
-    let is_own = |folder: &PathBuf| {
-        fs::metadata(folder).is_ok_and(|about| about.is_dir() && about.uid() == user())
-    };
-    match runtime.map(PathBuf::from).filter(is_own) {
-        Some(runtime) => runtime.join("fathom").join("devices"),
-        None => std::env::temp_dir().join(format!("fathom-devices-{}", user())),
+/// Where shares are: `named`, or one place for all that a user starts, from whatever session.
+fn folder(named: Option<OsString>) -> PathBuf {
+    match named.filter(|named| !named.is_empty()) {
+        Some(named) => named.into(),
+        None => Path::new("/tmp").join(format!("fathom-devices-{}", user())),
     }
 }
 
@@ -372,7 +396,7 @@ mod tests {
         fn damaged(&self, _: &Identified, _: &anyhow::Error) {}
         fn done_elsewhere(&self) {}
         fn waiting(&self, _: usize) {}
-        fn crowded(&self) {}
+        fn crowded(&self, _: &str) {}
         fn warning(&self, what: &str) {
             self.0.borrow_mut().push(what.to_string());
         }
@@ -572,12 +596,9 @@ mod tests {
     #[test]
     fn the_folder_is_of_the_machine_and_the_user() {
         let dir = tempfile::tempdir().unwrap();
-        let name = |path: &Path| Some(path.as_os_str().to_os_string());
-        assert_eq!(folder(name(Path::new("/x")), name(dir.path())), Path::new("/x"));
-        assert_eq!(folder(Some("".into()), name(dir.path())), dir.path().join("fathom/devices"));
-        let temporary = std::env::temp_dir().join(format!("fathom-devices-{}", user()));
-        assert_eq!(folder(None, None), temporary);
-        assert_eq!(folder(None, name(&dir.path().join("gone"))), temporary);
+        assert_eq!(folder(Some("/x".into())), Path::new("/x"));
+        let temporary = Path::new("/tmp").join(format!("fathom-devices-{}", user()));
+        assert_eq!([folder(None), folder(Some("".into()))], [temporary.clone(), temporary]);
         refuse_another_users(&dir.path().join("gone"), user()).unwrap();
         refuse_another_users(dir.path(), user()).unwrap();
         let error = refuse_another_users(dir.path(), user() + 1).unwrap_err().to_string();

@@ -28,6 +28,12 @@ const INGEST: Duration = Duration::from_secs(1);
 /// How often runs that another process holds, or whose room one has, are tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How many times as long as a look for room has taken it is before the next.
+const REST: u32 = 10;
+
+/// How long another harness may look for room before people are told.
+const LONG_LOOK: Duration = Duration::from_secs(2);
+
 /// A worker with what it works on.
 struct AtWork {
     job: Job,
@@ -54,6 +60,9 @@ pub(super) struct Turn<'t, 'a> {
     retry_at: Instant,
     said_that_it_waits: bool,
     said_that_it_is_crowded: bool,
+    /// Since when another harness has been looking for room at every try.
+    shut_out: Option<Instant>,
+    said_that_it_is_shut_out: bool,
     ingested: Instant,
     /// Whether the watcher knows of the sweep.
     begun: bool,
@@ -78,6 +87,8 @@ impl<'t, 'a> Turn<'t, 'a> {
             retry_at: Instant::now(),
             said_that_it_waits: false,
             said_that_it_is_crowded: false,
+            shut_out: None,
+            said_that_it_is_shut_out: false,
             ingested: Instant::now(),
             begun: false,
         }
@@ -184,6 +195,7 @@ impl<'t, 'a> Turn<'t, 'a> {
         let turnstile = self.turnstile(tries)?;
         let mut account: Option<Account> = None;
         let (mut look, mut is_crowded) = (None, false);
+        let begun = Instant::now();
         for _ in 0..tries {
             if self.running.len() >= self.driver.jobs {
                 break;
@@ -200,19 +212,33 @@ impl<'t, 'a> Turn<'t, 'a> {
             }
             if let Some(shares) = &mut self.driver.shares {
                 let config = &job.point.point.config;
-                match shares.place(&mut look, &job.run_id(), config, self.driver.watcher) {
+                let placed = shares.place(&mut look, &job.run_id(), config, self.driver.watcher);
+                if placed != Placed::NotNow {
+                    self.shut_out = None;
+                }
+                match placed {
                     Placed::Taken => {}
                     Placed::NoRoom => {
                         is_crowded |= shares.has_others();
                         if !self.said_that_it_is_crowded && shares.is_kept_out(config) {
                             self.said_that_it_is_crowded = true;
-                            self.driver.watcher.crowded();
+                            self.driver.watcher.crowded(&shares.others());
                         }
                         index += 1;
                         continue;
                     }
                     Placed::NotNow => {
                         is_crowded = true;
+                        let since = *self.shut_out.get_or_insert_with(Instant::now);
+                        if since.elapsed() > LONG_LOOK
+                            && !std::mem::replace(&mut self.said_that_it_is_shut_out, true)
+                        {
+                            self.driver.watcher.warning(&format!(
+                                "another harness is looking for room on the devices and does not come to an end\n  help: \
+                                 `fuser {}` says which process it is",
+                                shares.lock_path().display()
+                            ));
+                        }
                         break;
                     }
                 }
@@ -257,7 +283,7 @@ impl<'t, 'a> Turn<'t, 'a> {
             self.summary.left = 0;
         }
         if held > 0 || is_crowded {
-            self.retry_at = Instant::now() + RETRY;
+            self.retry_at = Instant::now() + RETRY.max(begun.elapsed() * REST);
         }
         if held > 0
             && self.running.is_empty()
