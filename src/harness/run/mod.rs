@@ -66,13 +66,13 @@ pub fn prepare(paths: &RunPaths, config: &RunConfig, identity: &SavedIdentity) -
     make(&paths.control(), paths)?;
     // When the run was first planned stays what it was; the model's files are those of which the digest was just made.
     match SavedIdentity::read(paths) {
-        Ok(saved) if saved.model_files == identity.model_files => {}
-        Ok(saved) if saved.identity == identity.identity => {
+        Ok(saved)
+            if saved.identity == identity.identity && saved.model_files != identity.model_files =>
+        {
             SavedIdentity { created_at: saved.created_at, ..identity.clone() }.write(paths)?;
         }
-        Ok(_) => {}
-        Err(_) if paths.identity().exists() => {}
-        Err(_) => identity.write(paths)?,
+        Err(_) if !paths.identity().exists() => identity.write(paths)?,
+        _ => {}
     }
     forget_verdicts(paths)?;
     // Paths may have moved since the run was planned; what they hold has not, or the folder would have another name.

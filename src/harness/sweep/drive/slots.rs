@@ -196,12 +196,11 @@ impl Slots {
     }
 
     fn place_beside(&self, config: &RunConfig, others: &[Share]) -> Option<Share> {
-        let taken = || self.taken.iter().map(|(_, share)| share).chain(others);
         let share = |(at, device): (usize, &Device)| {
             if !self.suits(device, config) {
                 return None;
             }
-            let beside: Vec<&Share> = taken().filter(|share| share.device == at).collect();
+            let beside: Vec<&Share> = self.of_device(at, others).collect();
             let share = self.share(at, device, config);
             let memory: u64 = beside.iter().map(|share| share.memory).sum();
             let threads: usize = beside.iter().map(|share| share.threads).sum();
@@ -258,8 +257,13 @@ impl Slots {
 
     /// Whether nobody has anything of the device at this place.
     pub fn is_empty(&self, at: usize) -> bool {
-        let mut taken = self.taken.iter().map(|(_, share)| share).chain(&self.others);
-        taken.all(|share| share.device != at)
+        self.of_device(at, &self.others).next().is_none()
+    }
+
+    /// What this harness's runs and `others` have of the device at this place.
+    fn of_device<'s>(&'s self, at: usize, others: &'s [Share]) -> impl Iterator<Item = &'s Share> {
+        let own = self.taken.iter().map(|(_, share)| share);
+        own.chain(others).filter(move |share| share.device == at)
     }
 
     /// The places of the devices that nobody has anything of and that a run can have.
